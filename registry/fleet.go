@@ -1,0 +1,104 @@
+package registry
+
+import "time"
+
+// LeaseKind says what kind of process holds a lease.
+type LeaseKind string
+
+// The kinds of processes that hold leases.
+const (
+	GatewayLease LeaseKind = "gateway"
+	WorkerLease  LeaseKind = "worker"
+)
+
+// Lease says that a process lives. Its ID is the process's incarnation: a restart gets a new one.
+type Lease struct {
+	ID        string
+	Kind      LeaseKind
+	Node      string    // a name people know it by; two incarnations may share it
+	Address   string    // where its gRPC server listens
+	Applied   int64     // gateways: every event up to this number is applied
+	Sealed    time.Time // gateways: every stratum that began before this is flushed
+	StartedAt time.Time
+	Expires   time.Time
+	Worker    WorkerState
+}
+
+// WorkerState is what a worker reports of itself.
+type WorkerState struct {
+	Labels      map[string]string `json:"labels,omitempty"`
+	Devices     []Device          `json:"devices,omitempty"`
+	MemoryBytes int64             `json:"memory_bytes"`
+	Loaded      []LoadedVersion   `json:"loaded,omitempty"`
+}
+
+// Device is something a worker can run models on.
+type Device struct {
+	Kind        string  `json:"kind"` // cpu or gpu
+	Name        string  `json:"name"`
+	UUID        string  `json:"uuid,omitempty"`
+	MemoryBytes int64   `json:"memory_bytes"`
+	UsedBytes   int64   `json:"used_bytes"`
+	Utilisation float64 `json:"utilisation"` // 0 to 1
+}
+
+// LoadState is where a version is in a worker.
+type LoadState string
+
+// COLD -> FETCHING -> LOADING -> WARMING -> READY -> DRAINING -> COLD; a fault on the way goes back to COLD with the
+// error kept.
+const (
+	Cold     LoadState = "COLD"
+	Fetching LoadState = "FETCHING"
+	Loading  LoadState = "LOADING"
+	Warming  LoadState = "WARMING"
+	Loaded   LoadState = "READY"
+	Draining LoadState = "DRAINING"
+)
+
+// LoadedVersion is one version in a worker.
+type LoadedVersion struct {
+	Model       string    `json:"model"`
+	Version     int       `json:"version"`
+	State       LoadState `json:"state"`
+	Error       string    `json:"error,omitempty"`
+	MemoryBytes int64     `json:"memory_bytes"`
+	Provider    string    `json:"provider,omitempty"`
+}
+
+// Hold keeps a version in the workers and out of Retention's reach until it expires.
+type Hold struct {
+	Model   string    `json:"model"`
+	Version int       `json:"version"`
+	Holder  string    `json:"holder"` // a run id, or "api:{actor}"
+	Until   time.Time `json:"until"`
+}
+
+// LatencyCounts counts durations by bucket of monitor.LatencyBucket; sparse.
+type LatencyCounts map[int]int64
+
+// Stratum is what one gateway incarnation counted of one arm in one window of time under one route revision.
+type Stratum struct {
+	Gateway   string        `json:"gateway"`
+	Model     string        `json:"model"`
+	Revision  int64         `json:"revision"`
+	Version   int           `json:"version"`
+	Role      Role          `json:"role"`
+	Start     time.Time     `json:"start"`
+	Requests  int64         `json:"requests"` // attempts that counted: not sheds, not the client's own cancellations
+	Errors    int64         `json:"errors"`
+	Votes     int64         `json:"votes"` // a sticky key votes with the first of its requests in a vote epoch
+	VoteFails int64         `json:"vote_fails"`
+	Sheds     int64         `json:"sheds"`
+	Cancelled int64         `json:"cancelled"`
+	NotFinite int64         `json:"not_finite"` // answers with NaN or Inf in them
+	Latency   LatencyCounts `json:"latency"`
+}
+
+// StrataFilter selects strata of one model.
+type StrataFilter struct {
+	Model       string
+	MinRevision int64
+	MaxRevision int64 // 0 = no upper bound
+	Since       time.Time
+}

@@ -1,0 +1,85 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// channel is the LISTEN/NOTIFY channel of the doorbell.
+const channel = "orrery_events"
+
+// bell wakes everybody who waits when rung.
+type bell struct {
+	mu   sync.Mutex
+	next chan struct{}
+}
+
+func newBell() *bell { return &bell{next: make(chan struct{})} }
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.next)
+	b.next = make(chan struct{})
+}
+
+func (b *bell) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.next
+}
+
+// listen rings the bell on every notification until ctx ends, and reconnects when the connection is lost. The bell is
+// a convenience: Await looks at the counter every s.poll anyway.
+func (s *Store) listen(ctx context.Context, dsn string) {
+	for ctx.Err() == nil {
+		s.listenOnce(ctx, dsn)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (s *Store) listenOnce(ctx context.Context, dsn string) {
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		return // the next try is a second away; Await polls meanwhile
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the connection is given up either way
+	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+		return
+	}
+	s.bell.ring()
+	for {
+		if _, err := conn.WaitForNotification(ctx); err != nil {
+			return
+		}
+		s.bell.ring()
+	}
+}
+
+// Await returns once an event above after exists.
+func (s *Store) Await(ctx context.Context, after int64) error {
+	ticker := time.NewTicker(s.poll)
+	defer ticker.Stop()
+	for {
+		rung := s.bell.wait()
+		var now int64
+		if err := s.read.WithContext(ctx).Raw("SELECT value FROM counters WHERE name = 'event'").Scan(&now).Error; err != nil {
+			return fault("read the event counter", err)
+		}
+		if now > after {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-rung:
+		case <-ticker.C:
+		}
+	}
+}
