@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/user"
@@ -272,7 +273,7 @@ func StartMinio() (*MinioServer, error) {
 		return nil, err
 	}
 	atEnd(s.Kill)
-	return s, waitFor("MinIO", 30*time.Second, s.Process, func(ctx context.Context) error { return dial(ctx, s.Endpoint) })
+	return s, waitFor("MinIO", 60*time.Second, s.Process, func(ctx context.Context) error { return healthy(ctx, "http://"+s.Endpoint+"/minio/health/ready") })
 }
 
 var sharedMinio = sync.OnceValues(StartMinio)
@@ -336,6 +337,22 @@ func Temporal(t testing.TB) *TemporalServer {
 		t.Fatalf("Temporal: %v", err)
 	}
 	return s
+}
+
+// healthy returns nil when a GET of url answers 200.
+func healthy(ctx context.Context, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answers %s", url, answer.Status)
+	}
+	return errors.Join(err, answer.Body.Close())
 }
 
 func dial(ctx context.Context, address string) error {
