@@ -77,7 +77,7 @@ func (p *Process) Start() error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = out.Close() }() // the child has its own
+	defer func() { _ = out.Close() }()             // the child has its own
 	p.cmd = exec.Command(p.args[0], p.args[1:]...) //nolint:gosec,noctx // paths of our own tools; ended by Kill
 	p.cmd.Env, p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = append(os.Environ(), p.env...), p.dir, out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.cred, Setpgid: true, Pdeathsig: syscall.SIGKILL}
