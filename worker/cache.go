@@ -1,0 +1,312 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/orrery-ml/orrery/engine"
+	"github.com/orrery-ml/orrery/registry"
+)
+
+const (
+	retryLoad  = 5 * time.Second  // between tries to load a version that failed
+	drainLimit = 30 * time.Second // requests of a version that goes get this long
+)
+
+// key names a version.
+type key struct {
+	model   string
+	version int
+}
+
+// held is a version some server wants here.
+type held struct {
+	key
+
+	digest    string
+	manifest  registry.Manifest
+	signature registry.Signature
+	config    registry.ServingConfig
+}
+
+// same says whether two wishes are served by one loaded model.
+func (h held) same(o held) bool {
+	return h.key == o.key && h.digest == o.digest && h.config == o.config
+}
+
+// cache holds the versions. One goroutine per version walks it through its states, so loading one never blocks another.
+type cache struct {
+	runtime engine.Runtime
+	objects registry.Objects
+	dir     string
+	log     *slog.Logger
+	changed func() // called after every change of state
+
+	mu      sync.Mutex
+	wishes  map[string][]held // by server
+	entries map[key]*entry
+	done    sync.WaitGroup
+	stop    context.CancelFunc
+	ctx     context.Context //nolint:containedctx // the life of the loads, which outlive any one call
+}
+
+type entry struct {
+	held
+
+	cancel context.CancelFunc
+	next   *entry        // loads the same version under a newer serving config
+	ready  chan struct{} // closed when model is set
+
+	// guarded by cache.mu
+	state    registry.LoadState
+	fault    string
+	model    *engine.Model
+	provider string
+	memory   int64
+}
+
+func newCache(ctx context.Context, runtime engine.Runtime, objects registry.Objects, dir string, log *slog.Logger, changed func()) *cache {
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	return &cache{
+		runtime: runtime, objects: objects, dir: dir, log: log, changed: changed,
+		wishes: map[string][]held{}, entries: map[key]*entry{}, ctx: ctx, stop: stop,
+	}
+}
+
+// hold replaces what one server wants held.
+func (c *cache) hold(server string, list []held) {
+	c.mu.Lock()
+	c.wishes[server] = list
+	wanted := map[key]held{}
+	for _, name := range slices.Sorted(maps.Keys(c.wishes)) {
+		for _, h := range c.wishes[name] {
+			wanted[h.key] = h
+		}
+	}
+	for k, e := range c.entries {
+		if w, ok := wanted[k]; !ok {
+			e.cancel()
+			if e.next != nil {
+				e.next.cancel()
+			}
+		} else if newest := cmp.Or(e.next, e); !w.same(newest.held) {
+			if e.next != nil {
+				e.next.cancel()
+			}
+			e.next = c.start(w) // takes e's place when it is ready
+		}
+	}
+	for k, w := range wanted {
+		if _, ok := c.entries[k]; !ok {
+			c.entries[k] = c.start(w)
+		}
+	}
+	c.mu.Unlock()
+	c.changed()
+}
+
+// start begins to load a version; c.mu is held.
+func (c *cache) start(h held) *entry {
+	ctx, cancel := context.WithCancel(c.ctx)
+	e := &entry{held: h, cancel: cancel, ready: make(chan struct{}), state: registry.Cold}
+	c.done.Go(func() {
+		defer cancel()
+		c.live(ctx, e)
+	})
+	return e
+}
+
+// live is the life of one entry, from COLD until it is dropped.
+func (c *cache) live(ctx context.Context, e *entry) {
+	for {
+		err := c.load(ctx, e)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			c.drop(e)
+			return
+		}
+		c.log.Error("load version", "model", e.key.model, "version", e.version, "error", err)
+		c.set(e, registry.Cold, err.Error())
+		select {
+		case <-ctx.Done():
+			c.drop(e)
+			return
+		case <-time.After(retryLoad):
+		}
+	}
+	<-ctx.Done()
+	c.set(e, registry.Draining, "")
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+	defer cancel()
+	if err := e.model.Close(drain); err != nil {
+		c.log.Warn("close version", "model", e.key.model, "version", e.version, "error", err)
+	}
+	c.drop(e)
+}
+
+func (c *cache) load(ctx context.Context, e *entry) error {
+	c.set(e, registry.Fetching, "")
+	dir := filepath.Join(c.dir, e.digest)
+	if err := registry.FetchVersion(ctx, c.objects, e.manifest, dir); err != nil {
+		return err
+	}
+	file, err := e.manifest.Entry()
+	if err != nil {
+		return err
+	}
+	c.set(e, registry.Loading, "")
+	before := residentBytes()
+	session, err := c.runtime.Open(filepath.Join(dir, filepath.FromSlash(file)), e.signature, engine.Options{
+		Provider: e.config.Provider, Fallback: e.config.Fallback, Threads: e.config.Threads,
+	})
+	if err != nil {
+		return err
+	}
+	c.set(e, registry.Warming, "")
+	if err := engine.Warm(ctx, session, e.config.MaxBatch); err != nil {
+		return errors.Join(fmt.Errorf("warm up: %w", err), session.Close())
+	}
+	model := engine.NewModel(session, e.config)
+	c.mu.Lock()
+	e.model, e.provider, e.memory, e.state = model, session.Provider(), max(residentBytes()-before, 0), registry.Loaded
+	close(e.ready)
+	if old := c.entries[e.key]; old != e {
+		c.entries[e.key] = e
+		if old != nil {
+			old.cancel()
+		}
+	}
+	c.mu.Unlock()
+	c.changed()
+	return nil
+}
+
+func (c *cache) set(e *entry, s registry.LoadState, fault string) {
+	c.mu.Lock()
+	e.state, e.fault = s, fault
+	c.mu.Unlock()
+	c.changed()
+}
+
+// drop forgets an entry, and its files when no other entry needs them.
+func (c *cache) drop(e *entry) {
+	c.mu.Lock()
+	if c.entries[e.key] == e {
+		delete(c.entries, e.key)
+	}
+	shared := false
+	for _, o := range c.entries {
+		shared = shared || o.digest == e.digest
+	}
+	c.mu.Unlock()
+	if !shared && c.ctx.Err() == nil {
+		if err := os.RemoveAll(filepath.Join(c.dir, e.digest)); err != nil {
+			c.log.Warn("remove files of a dropped version", "error", err)
+		}
+	}
+	c.changed()
+}
+
+// get returns a loaded version, waiting for one that loads until ctx ends. Version 0 is the newest that is held. It
+// ends in NotFound when the version is not held here and Unavailable when it does not become ready in time.
+func (c *cache) get(ctx context.Context, model string, version int) (*engine.Model, int, error) {
+	e, err := c.find(model, version)
+	if err != nil {
+		return nil, 0, err
+	}
+	select {
+	case <-e.ready:
+		return e.model, e.version, nil
+	default:
+	}
+	select {
+	case <-e.ready:
+		return e.model, e.version, nil
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.fault != "" {
+		return nil, 0, registry.Errorf(registry.Unavailable, "version %d of %s cannot be loaded: %s", e.version, model, e.fault)
+	}
+	return nil, 0, registry.Errorf(registry.Unavailable, "version %d of %s is not loaded yet: it is %s", e.version, model, e.state)
+}
+
+func (c *cache) find(model string, version int) (*entry, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var best *entry
+	var names []string
+	for k, e := range c.entries {
+		names = append(names, k.model)
+		if k.model == model && (k.version == version || version == 0) && (best == nil || betterThan(e, best)) {
+			best = e
+		}
+	}
+	if best != nil {
+		return best, nil
+	}
+	slices.Sort(names)
+	if slices.Contains(names, model) {
+		return nil, registry.Errorf(registry.NotFound, "version %d of %q is not held by this worker", version, model)
+	}
+	if close := registry.Closest(model, names); close != "" {
+		return nil, registry.Errorf(registry.NotFound, "no model %q on this worker; did you mean %q?", model, close)
+	}
+	return nil, registry.Errorf(registry.NotFound, "no model %q on this worker", model)
+}
+
+// betterThan prefers what is ready, then what is newer.
+func betterThan(a, b *entry) bool {
+	if ready := a.state == registry.Loaded; ready != (b.state == registry.Loaded) {
+		return ready
+	}
+	return a.version > b.version
+}
+
+// list reports the versions in order of model and number.
+func (c *cache) list() []registry.LoadedVersion {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make([]registry.LoadedVersion, 0, len(c.entries))
+	for k, e := range c.entries {
+		out = append(out, registry.LoadedVersion{
+			Model: k.model, Version: k.version, State: e.state, Error: e.fault, MemoryBytes: e.memory, Provider: e.provider,
+		})
+	}
+	slices.SortFunc(out, func(a, b registry.LoadedVersion) int {
+		return cmp.Or(strings.Compare(a.Model, b.Model), a.Version-b.Version)
+	})
+	return out
+}
+
+// close drains every version.
+func (c *cache) close() {
+	c.stop()
+	c.done.Wait()
+}
+
+// residentBytes is the process's resident memory, 0 where /proc does not tell.
+func residentBytes() int64 {
+	raw, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(raw), &size, &resident); err != nil {
+		return 0
+	}
+	return resident * int64(os.Getpagesize())
+}
