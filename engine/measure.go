@@ -2,15 +2,11 @@ package engine
 
 import (
 	"context"
-	"encoding/binary"
 	"slices"
 	"time"
 
 	"github.com/orrery-ml/orrery/registry"
 )
-
-func le32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
-func le64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
 // Probe makes inputs of zeros (empty strings for BYTES) with the given rows; other free dimensions become 1.
 func Probe(s registry.Signature, rows int64) []Tensor {

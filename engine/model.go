@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"math"
 	"sync/atomic"
 	"time"
 
@@ -87,23 +86,4 @@ func (m *Model) Stats() Stats {
 // Close drains the queue until ctx ends and frees the session.
 func (m *Model) Close(ctx context.Context) error {
 	return errors.Join(m.batcher.Close(ctx), m.session.Close())
-}
-
-// Finite says whether no element of a FP32 or FP64 tensor is NaN or infinite; other tensors are finite.
-func Finite(t Tensor) bool {
-	switch t.Datatype {
-	case registry.FP32:
-		for i := 0; i+4 <= len(t.Data); i += 4 {
-			if bits := le32(t.Data[i:]); bits&0x7f800000 == 0x7f800000 {
-				return false
-			}
-		}
-	case registry.FP64:
-		for i := 0; i+8 <= len(t.Data); i += 8 {
-			if v := math.Float64frombits(le64(t.Data[i:])); math.IsNaN(v) || math.IsInf(v, 0) {
-				return false
-			}
-		}
-	}
-	return true
 }

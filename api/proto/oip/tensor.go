@@ -188,3 +188,22 @@ func appendUint(raw []byte, v uint64, size int) []byte {
 	binary.LittleEndian.PutUint64(b[:], v)
 	return append(raw, b[:size]...)
 }
+
+// Finite says whether no element of a FP32 or FP64 tensor is NaN or infinite; tensors of other types are finite.
+func Finite(datatype string, raw []byte) bool {
+	switch datatype {
+	case "FP32":
+		for i := 0; i+4 <= len(raw); i += 4 {
+			if binary.LittleEndian.Uint32(raw[i:])&0x7f800000 == 0x7f800000 {
+				return false
+			}
+		}
+	case "FP64":
+		for i := 0; i+8 <= len(raw); i += 8 {
+			if binary.LittleEndian.Uint64(raw[i:])&0x7ff0000000000000 == 0x7ff0000000000000 {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -1,0 +1,167 @@
+package gateway
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/orrery-ml/orrery/api/proto/inference"
+	"github.com/orrery-ml/orrery/registry"
+)
+
+// MaxMessage is the largest request or answer, in bytes.
+const MaxMessage = 64 << 20
+
+// sickFor is how long a worker that could not be reached is left out.
+const sickFor = 500 * time.Millisecond
+
+// attached is a worker that is attached to this server.
+type attached struct {
+	id       string
+	node     string
+	address  string
+	conn     *grpc.ClientConn
+	client   inference.GRPCInferenceServiceClient
+	inflight atomic.Int64
+	sick     atomic.Int64 // Unix nanoseconds until which it is left out
+
+	state registry.WorkerState // guarded by fleet.mu
+	wake  chan struct{}        // the stream should look at the assignment
+}
+
+// fleet is the set of attached workers.
+type fleet struct {
+	mu      sync.Mutex
+	workers map[string]*attached
+	changed chan struct{} // closed and replaced on every change
+}
+
+func newFleet() *fleet { return &fleet{workers: map[string]*attached{}, changed: make(chan struct{})} }
+
+// signal tells everybody who waits for a change; mu is held.
+func (f *fleet) signal() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fleet) watch() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.changed
+}
+
+// join adds a worker.
+func (f *fleet) join(id, node, address string) (*attached, error) {
+	conn, err := grpc.NewClient(address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}))
+	if err != nil {
+		return nil, err
+	}
+	w := &attached{
+		id: id, node: node, address: address, conn: conn, client: inference.NewGRPCInferenceServiceClient(conn),
+		wake: make(chan struct{}, 1),
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.workers[id] = w
+	f.signal()
+	return w, nil
+}
+
+// leave removes a worker; requests under way on it go on until they end.
+func (f *fleet) leave(w *attached) {
+	f.mu.Lock()
+	if f.workers[w.id] == w {
+		delete(f.workers, w.id)
+	}
+	f.signal()
+	for _, o := range f.workers {
+		ring(o.wake)
+	}
+	f.mu.Unlock()
+}
+
+func ring(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// report stores what a worker says of itself and tells whether it differs from before.
+func (f *fleet) report(w *attached, s registry.WorkerState) (changed bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	changed = !slices.Equal(w.state.Loaded, s.Loaded)
+	w.state = s
+	if changed {
+		f.signal()
+	}
+	return changed
+}
+
+// ringAll makes every stream look at its assignment.
+func (f *fleet) ringAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, w := range f.workers {
+		ring(w.wake)
+	}
+}
+
+// ids lists the attached workers.
+func (f *fleet) ids() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make([]string, 0, len(f.workers))
+	for id := range f.workers {
+		out = append(out, id)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// pick returns the less loaded of two workers that have the version ready, leaving out the one given. The error says
+// why there is none: the faults of the workers that tried.
+func (f *fleet) pick(model string, version int, except *attached) (*attached, string) {
+	now := time.Now().UnixNano()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var able, sick []*attached
+	fault := ""
+	for _, w := range f.workers {
+		i := slices.IndexFunc(w.state.Loaded, func(v registry.LoadedVersion) bool { return v.Model == model && v.Version == version })
+		switch {
+		case w == except || i < 0:
+		case w.state.Loaded[i].State != registry.Loaded:
+			fault = w.state.Loaded[i].Error
+		case w.sick.Load() > now:
+			sick = append(sick, w)
+		default:
+			able = append(able, w)
+		}
+	}
+	if len(able) == 0 {
+		able = sick
+	}
+	switch len(able) {
+	case 0:
+		return nil, fault
+	case 1:
+		return able[0], ""
+	}
+	i := rand.IntN(len(able))                         //nolint:gosec // load balancing
+	j := (i + 1 + rand.IntN(len(able)-1)) % len(able) //nolint:gosec // load balancing
+	if able[j].inflight.Load() < able[i].inflight.Load() {
+		i = j
+	}
+	return able[i], ""
+}

@@ -1,0 +1,275 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/orrery-ml/orrery/registry"
+)
+
+const (
+	leaseTTL     = 5 * time.Second // a gateway or worker that is silent for longer is cut off
+	storeTimeout = 3 * time.Second // of one call to the registry
+	flushEvery   = 500 * time.Millisecond
+)
+
+// store is the part of the registry a gateway uses.
+type store interface {
+	registry.Feed
+	registry.Fleet
+	FlushStrata(ctx context.Context, gateway string, strata []registry.Stratum, sealed time.Time) error
+}
+
+// Recorder is told of every answered request that was routed. It must not block.
+type Recorder interface {
+	Record(t Traffic)
+	// Configure tells the recorder of a model's serving config and its versions.
+	Configure(m registry.Model, versions map[int]registry.Version)
+}
+
+// Config is a gateway's configuration.
+type Config struct {
+	Node      string // name people know it by
+	Address   string // where its gRPC server listens, for display
+	StateFile string // last table, for restarts while the registry is away; "" = none
+	JoinToken string // workers present it
+}
+
+// Gateway is the data plane of a server.
+type Gateway struct {
+	config   Config
+	id       string // incarnation
+	store    store
+	log      *slog.Logger
+	recorder Recorder
+	table    atomic.Pointer[table]
+	fleet    *fleet
+	counter  *counter
+	metrics  *metrics
+	started  time.Time
+	stopping chan struct{}
+	mirrors  chan struct{} // slots for mirrored requests
+	mirrored sync.WaitGroup
+	synced   atomic.Bool // the feed was read at least once by this incarnation
+
+	demandMu sync.Mutex
+	demand   map[demandKey]time.Time // when a version that nothing leases was last asked for
+}
+
+type demandKey struct {
+	model   string
+	version int
+}
+
+// maxMirrors bounds the mirrored requests under way; more are dropped and counted.
+const maxMirrors = 64
+
+// New reads the last table from disk. Run follows the feed.
+func New(c Config, s store, recorder Recorder, m *Metrics, log *slog.Logger) (*Gateway, error) {
+	if c.JoinToken == "" {
+		return nil, errors.New("a gateway needs the workers' join token (ORRERY_JOIN_TOKEN)")
+	}
+	id := "g-" + uuid.NewString()
+	g := &Gateway{
+		config: c, id: id, store: s, log: log, recorder: recorder, fleet: newFleet(), counter: newCounter(id, time.Now),
+		metrics: m.inner, started: time.Now(), stopping: make(chan struct{}), mirrors: make(chan struct{}, maxMirrors),
+		demand: map[demandKey]time.Time{},
+	}
+	g.table.Store(newTable(registry.Snapshot{}))
+	if err := g.readState(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		log.Warn("the last route on disk cannot be used", "file", c.StateFile, "error", err)
+	}
+	return g, nil
+}
+
+// ID returns the gateway's incarnation.
+func (g *Gateway) ID() string { return g.id }
+
+// Position returns the number of the last event applied, and whether the feed was reached since the start.
+func (g *Gateway) Position() (int64, bool) { return g.table.Load().position, g.synced.Load() }
+
+func (g *Gateway) readState() error {
+	if g.config.StateFile == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(g.config.StateFile)
+	if err != nil {
+		return err
+	}
+	var s registry.Snapshot
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return err
+	}
+	g.install(newTable(s))
+	g.log.Info("serving the last route on disk until the registry answers", "position", s.Position)
+	return nil
+}
+
+func (g *Gateway) writeState() error {
+	if g.config.StateFile == "" {
+		return nil
+	}
+	raw, err := json.Marshal(g.table.Load().snapshot())
+	if err != nil {
+		return err
+	}
+	tmp := g.config.StateFile + ".tmp"
+	if err := os.MkdirAll(filepath.Dir(tmp), 0o750); err != nil {
+		return err
+	}
+	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, g.config.StateFile)
+}
+
+// install makes t the table every request from now on sees.
+func (g *Gateway) install(t *table) {
+	g.table.Store(t)
+	for _, m := range t.models {
+		g.recorder.Configure(m.model, m.versions)
+	}
+	g.fleet.ringAll()
+}
+
+// Run follows the feed, renews the lease and flushes strata until ctx ends; then it flushes what is left and gives the
+// lease back.
+func (g *Gateway) Run(ctx context.Context) error {
+	var tasks sync.WaitGroup
+	tasks.Go(func() { g.follow(ctx) })
+	tasks.Go(func() { g.every(ctx, leaseTTL/4, g.renew) })
+	tasks.Go(func() { g.every(ctx, flushEvery, g.flush) })
+	<-ctx.Done()
+	close(g.stopping)
+	tasks.Wait()
+	g.mirrored.Wait()
+	last := context.WithoutCancel(ctx)
+	g.flush(last)
+	g.dropLease(last, g.id)
+	return g.writeState()
+}
+
+func (g *Gateway) every(ctx context.Context, d time.Duration, f func(context.Context)) {
+	ticker := time.NewTicker(d)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			f(ctx)
+		}
+	}
+}
+
+// follow keeps the table up to date, and starts over from a snapshot when the feed breaks.
+func (g *Gateway) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := g.followOnce(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		g.log.Warn("the registry's feed broke; serving what is known", "position", g.table.Load().position, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (g *Gateway) followOnce(ctx context.Context) error {
+	s, err := g.store.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	g.install(newTable(s))
+	g.synced.Store(true)
+	g.acknowledge(ctx)
+	for {
+		t := g.table.Load()
+		if err := g.store.Await(ctx, t.position); err != nil {
+			return fmt.Errorf("await events: %w", err)
+		}
+		events, err := g.store.Events(ctx, t.position, 1000)
+		if err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		for _, e := range events {
+			if t, err = t.apply(e); err != nil {
+				return err
+			}
+		}
+		g.install(t)
+		g.acknowledge(ctx)
+	}
+}
+
+// acknowledge writes into the lease how far the feed is applied, and keeps the table on disk.
+func (g *Gateway) acknowledge(ctx context.Context) {
+	g.renew(ctx)
+	if err := g.writeState(); err != nil {
+		g.log.Warn("keep the route on disk", "error", err)
+	}
+}
+
+func (g *Gateway) renew(ctx context.Context) {
+	if !g.synced.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	now := time.Now()
+	err := g.store.PutLease(ctx, registry.Lease{
+		ID: g.id, Kind: registry.GatewayLease, Node: g.config.Node, Address: g.config.Address, Applied: g.table.Load().position,
+		StartedAt: g.started, Expires: now.Add(leaseTTL),
+	})
+	if err != nil && ctx.Err() == nil {
+		g.log.Warn("renew the gateway's lease", "error", err)
+	}
+}
+
+func (g *Gateway) flush(ctx context.Context) {
+	strata, sealed := g.counter.take()
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if err := g.store.FlushStrata(ctx, g.id, strata, sealed); err != nil {
+		g.counter.restore(strata)
+		if ctx.Err() == nil {
+			g.log.Warn("flush strata", "count", len(strata), "error", err)
+		}
+	}
+}
+
+// want remembers that a version that nothing leases was asked for.
+func (g *Gateway) want(model string, version int) {
+	g.demandMu.Lock()
+	k := demandKey{model, version}
+	_, known := g.demand[k]
+	g.demand[k] = time.Now()
+	g.demandMu.Unlock()
+	if !known {
+		g.fleet.ringAll()
+	}
+}
+
+func (g *Gateway) wanted(model string, version int, now time.Time, keep time.Duration) bool {
+	g.demandMu.Lock()
+	defer g.demandMu.Unlock()
+	k := demandKey{model, version}
+	last, ok := g.demand[k]
+	if ok && now.Sub(last) > keep {
+		delete(g.demand, k)
+		return false
+	}
+	return ok
+}

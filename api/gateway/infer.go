@@ -1,0 +1,211 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/orrery-ml/orrery/api/proto/inference"
+	"github.com/orrery-ml/orrery/api/proto/oip"
+	"github.com/orrery-ml/orrery/registry"
+)
+
+// stickyParameter is the request parameter that carries the sticky key where no header can.
+const stickyParameter = "orrery_key"
+
+// Traffic is one answered request, for the recorder.
+type Traffic struct {
+	Model    registry.Model
+	Version  int
+	Role     registry.Role
+	Revision int64
+	At       time.Time
+	Took     time.Duration
+	Request  *inference.ModelInferRequest
+	Response *inference.ModelInferResponse
+}
+
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, d)
+}
+
+// ModelInfer implements the protocol: the route picks the version unless the request pins one.
+func (s *Service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest) (*inference.ModelInferResponse, error) {
+	g := s.g
+	m, pinned, err := g.resolve(r.GetModelName(), r.GetModelVersion())
+	if err != nil {
+		return nil, fault(err)
+	}
+	if _, err := oip.RawInputs(r); err != nil { // malformed for every version, so no arm's error
+		return nil, fault(registry.Errorf(registry.Invalid, "%w", err))
+	}
+	ctx, cancel := withTimeout(ctx, time.Duration(m.model.Config.TimeoutMillis)*time.Millisecond)
+	defer cancel()
+	arm := registry.Arm{Version: pinned}
+	key := ""
+	if pinned == 0 {
+		key = stickyKey(ctx, r, m.model.Config.StickyHeader)
+		var ok bool
+		if arm, ok = pickArm(m.route, key); !ok {
+			return nil, fault(registry.Errorf(registry.Unavailable, "model %q serves nothing yet: set a route", m.model.Name))
+		}
+	}
+	began := time.Now()
+	a, err := g.forward(ctx, m, arm, key, r)
+	if err != nil {
+		return nil, err
+	}
+	a.ModelName = r.GetModelName()
+	if pinned == 0 {
+		if a.Parameters == nil {
+			a.Parameters = map[string]*inference.InferParameter{}
+		}
+		a.Parameters[oip.RevisionParameter] = &inference.InferParameter{ParameterChoice: &inference.InferParameter_Int64Param{Int64Param: m.route.Revision}}
+		g.recorder.Record(Traffic{
+			Model: m.model, Version: arm.Version, Role: arm.Role, Revision: m.route.Revision, At: began, Took: time.Since(began),
+			Request: r, Response: a,
+		})
+		g.mirror(ctx, m, r)
+	}
+	return a, nil
+}
+
+func stickyKey(ctx context.Context, r *inference.ModelInferRequest, header string) string {
+	if p, ok := r.GetParameters()[stickyParameter]; ok {
+		return p.GetStringParam()
+	}
+	if v := metadata.ValueFromIncomingContext(ctx, header); header != "" && len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
+
+// forward sends the request to a worker that has the version, and once more to another one when the first could not be
+// reached. Every attempt is counted against its arm.
+func (g *Gateway) forward(ctx context.Context, m served, arm registry.Arm, key string, r *inference.ModelInferRequest) (*inference.ModelInferResponse, error) {
+	out := &inference.ModelInferRequest{
+		ModelName: m.model.Name, ModelVersion: strconv.Itoa(arm.Version), Id: r.GetId(), Parameters: r.GetParameters(),
+		Inputs: r.GetInputs(), Outputs: r.GetOutputs(), RawInputContents: r.GetRawInputContents(),
+	}
+	w, err := g.awaitWorker(ctx, m.model.Name, arm.Version, nil)
+	if err != nil {
+		g.count(m, arm, key, 0, err, nil)
+		return nil, fault(err)
+	}
+	a, err := g.attempt(ctx, w, m, arm, key, out)
+	if !retryable(ctx, err) {
+		return a, err
+	}
+	w.sick.Store(time.Now().Add(sickFor).UnixNano())
+	other, _ := g.fleet.pick(m.model.Name, arm.Version, w)
+	if other == nil {
+		return nil, err
+	}
+	g.metrics.retries.Inc()
+	return g.attempt(ctx, other, m, arm, key, out)
+}
+
+// retryable says that the worker could not be reached or went away, so that another may answer.
+func retryable(ctx context.Context, err error) bool {
+	return status.Code(err) == codes.Unavailable && ctx.Err() == nil
+}
+
+func (g *Gateway) attempt(ctx context.Context, w *attached, m served, arm registry.Arm, key string, r *inference.ModelInferRequest) (*inference.ModelInferResponse, error) {
+	w.inflight.Add(1)
+	defer w.inflight.Add(-1)
+	began := time.Now()
+	a, err := w.client.ModelInfer(ctx, r)
+	g.count(m, arm, key, time.Since(began), err, a)
+	return a, err
+}
+
+// count puts an attempt into its stratum and into the metrics. Pinned requests belong to no arm: they are in the
+// metrics only.
+func (g *Gateway) count(m served, arm registry.Arm, key string, took time.Duration, err error, a *inference.ModelInferResponse) {
+	code := status.Code(fault(err))
+	if err == nil {
+		code = codes.OK
+	}
+	g.metrics.observe(m.model.Name, strconv.Itoa(arm.Version), string(arm.Role), code.String(), took, err == nil)
+	if arm.Role == "" {
+		return
+	}
+	g.counter.count(attempt{route: m.route, arm: arm, key: key, code: code, took: took, notFinite: !finite(a)})
+}
+
+func finite(a *inference.ModelInferResponse) bool {
+	for i, o := range a.GetOutputs() {
+		if i < len(a.GetRawOutputContents()) && !oip.Finite(o.GetDatatype(), a.GetRawOutputContents()[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// awaitWorker returns a worker that has the version ready, waiting for one until ctx ends.
+func (g *Gateway) awaitWorker(ctx context.Context, model string, version int, except *attached) (*attached, error) {
+	for asked := false; ; asked = true {
+		changed := g.fleet.watch()
+		w, why := g.fleet.pick(model, version, except)
+		if w != nil {
+			return w, nil
+		}
+		if !asked {
+			g.want(model, version)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, notReady(ctx, model, version, why, len(g.fleet.ids()))
+		}
+	}
+}
+
+func notReady(ctx context.Context, model string, version int, why string, workers int) error {
+	if context.Cause(ctx) == context.Canceled { //nolint:errorlint // the cause is the sentinel itself
+		return ctx.Err()
+	}
+	reason := "it is still being loaded"
+	switch {
+	case workers == 0:
+		reason = "no worker is attached"
+	case why != "":
+		reason = why
+	}
+	return registry.Errorf(registry.Unavailable, "version %d of %s is not ready on any worker: %s", version, model, reason)
+}
+
+// mirror sends the request to the shadow arms without making anybody wait: the caller has its answer already.
+func (g *Gateway) mirror(ctx context.Context, m served, r *inference.ModelInferRequest) {
+	for _, arm := range m.route.Arms {
+		if arm.Role != registry.Shadow || rand.IntN(registry.FullWeight) >= arm.Weight { //nolint:gosec // sampling
+			continue
+		}
+		select {
+		case g.mirrors <- struct{}{}:
+		default:
+			g.metrics.mirrors.WithLabelValues(m.model.Name, "dropped").Inc()
+			continue
+		}
+		g.mirrored.Go(func() {
+			defer func() { <-g.mirrors }()
+			limit := time.Duration(m.model.Config.TimeoutMillis) * time.Millisecond
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+			defer cancel()
+			result := "sent"
+			if _, err := g.forward(ctx, m, arm, "", r); err != nil {
+				result = fmt.Sprintf("failed_%s", status.Code(err))
+			}
+			g.metrics.mirrors.WithLabelValues(m.model.Name, result).Inc()
+		})
+	}
+}
