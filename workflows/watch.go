@@ -1,0 +1,106 @@
+package workflows
+
+import (
+	"fmt"
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/orrery-ml/orrery/activities"
+	"github.com/orrery-ml/orrery/monitor"
+	"github.com/orrery-ml/orrery/registry"
+)
+
+// WatchName is the registered name.
+const WatchName = "Watch"
+
+// WatchID returns the workflow id.
+func WatchID(model string, revision int64) string { return fmt.Sprintf("watch/%s/%d", model, revision) }
+
+// WatchInput says which promotion to watch and where the way back leads.
+type WatchInput struct {
+	RunID    string              `json:"run_id"`
+	Model    string              `json:"model"`
+	Version  int                 `json:"version"`
+	Previous int                 `json:"previous"`
+	Revision int64               `json:"revision"`
+	Since    time.Time           `json:"since"`
+	Seconds  int64               `json:"seconds"`
+	Judge    monitor.JudgeConfig `json:"judge"`
+	Actor    string              `json:"actor"`
+}
+
+// WatchResult says how a watch came out: "" when nothing was wrong, ROLLED_BACK or SUPERSEDED.
+type WatchResult struct {
+	Outcome registry.Outcome `json:"outcome"`
+	Message string           `json:"message"`
+}
+
+// holdSlack keeps the way back open a little longer than the watch lasts.
+const holdSlack = 10 * time.Minute
+
+// Watch keeps the previous version warm after a promotion and goes back to it when a guardrail trips. A new roll-out
+// supersedes it.
+func Watch(ctx workflow.Context, in WatchInput) (WatchResult, error) {
+	var runs *activities.Runs
+	var traffic *activities.Traffic
+	run := registry.Run{ID: in.RunID, Kind: registry.KindWatch, Model: in.Model, Version: in.Version, WorkflowID: WatchID(in.Model, in.Revision), Actor: in.Actor}
+	if err := workflow.ExecuteActivity(quick(ctx), runs.BeginRun, activities.BeginRunInput{RunID: in.RunID, Phase: "watching", Insert: &run}).Get(ctx, nil); err != nil {
+		return WatchResult{}, err
+	}
+	hold := activities.HoldInput{RunID: in.RunID, Model: in.Model, Version: in.Previous, For: time.Duration(in.Seconds)*time.Second + holdSlack}
+	if err := workflow.ExecuteActivity(quick(ctx), traffic.HoldVersion, hold).Get(ctx, nil); err != nil {
+		return WatchResult{}, err
+	}
+	out, state, err := watchUntil(ctx, in)
+	last, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	hold.For = 0
+	if letGo := workflow.ExecuteActivity(quick(last), traffic.HoldVersion, hold).Get(last, nil); err == nil {
+		err = letGo
+	}
+	if err != nil {
+		out.Message, state = activities.Reason(err), registry.RunFailed
+	}
+	end := activities.EndRunInput{RunID: in.RunID, State: state, Outcome: out.Outcome, Message: out.Message}
+	return out, workflow.ExecuteActivity(quick(last), runs.EndRun, end).Get(last, nil)
+}
+
+func watchUntil(ctx workflow.Context, in WatchInput) (WatchResult, registry.RunState, error) {
+	var traffic *activities.Traffic
+	bake := activities.BakeInput{
+		RunID: in.RunID, Model: in.Model, Candidate: in.Version, Revision: in.Revision, Since: in.Since, Seconds: in.Seconds, Judge: in.Judge,
+	}
+	for {
+		var result activities.BakeResult
+		if err := workflow.ExecuteActivity(baking(ctx), traffic.WatchPromoted, bake).Get(ctx, &result); err != nil {
+			if temporal.IsCanceledError(err) {
+				return WatchResult{Outcome: registry.Aborted, Message: "cancelled in Temporal"}, registry.RunCancelled, nil
+			}
+			return WatchResult{}, registry.RunFailed, err
+		}
+		j := result.Judgement
+		switch j.Verdict {
+		case monitor.Pass:
+			return WatchResult{Message: "nothing went wrong"}, registry.RunSucceeded, nil
+		case activities.Moved:
+			return WatchResult{Outcome: registry.Superseded, Message: j.Reason}, registry.RunCancelled, nil
+		case monitor.Rollback:
+			return watchBack(ctx, in, j.Reason)
+		case monitor.Continue, monitor.Inconclusive:
+		}
+	}
+}
+
+func watchBack(ctx workflow.Context, in WatchInput, why string) (WatchResult, registry.RunState, error) {
+	var traffic *activities.Traffic
+	err := workflow.ExecuteActivity(waiting(ctx), traffic.RestoreRoute, activities.RestoreInput{
+		RunID: in.RunID, Step: "undo", Model: in.Model, Arms: registry.StableOnly(in.Previous), Revision: in.Revision,
+		Actor: "watch", Reason: why,
+	}).Get(ctx, nil)
+	if activities.CodeOf(err) == registry.Conflict && err != nil {
+		return WatchResult{Outcome: registry.Superseded, Message: activities.Reason(err)}, registry.RunCancelled, nil
+	}
+	return WatchResult{Outcome: registry.RolledBack, Message: why}, registry.RunFailed, err
+}
