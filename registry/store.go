@@ -46,6 +46,9 @@ type Routes interface {
 	RouteHistory(ctx context.Context, model string, limit int) ([]Route, error)
 	// Aliases lists a model's aliases by name.
 	Aliases(ctx context.Context, model string) ([]Alias, error)
+	// SetAlias moves an alias to a READY version, or removes it (version 0). It ends in Invalid for Champion, which only
+	// SetRoute moves, NotFound or Precondition.
+	SetAlias(ctx context.Context, c AliasChange) error
 	// AliasHistory lists the moves of one alias, or of all when name is "", newest first.
 	AliasHistory(ctx context.Context, model, name string) ([]AliasMove, error)
 }

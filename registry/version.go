@@ -73,3 +73,12 @@ type AliasMove struct {
 	Reason string
 	Event  int64
 }
+
+// AliasChange moves an alias; version 0 removes it.
+type AliasChange struct {
+	Model   string
+	Name    string
+	Version int
+	Actor   string
+	Reason  string
+}

@@ -89,7 +89,7 @@ func (t *tx) writeRoute(owner modelRow, current, next registry.Route, c registry
 	if next.StableVersion() != current.StableVersion() {
 		moves[registry.Champion] = next.StableVersion()
 	}
-	number, err := t.emit(registry.Event{
+	_, err := t.emit(registry.Event{
 		Type: registry.RouteChanged, Model: c.Model, Version: next.StableVersion(), Run: c.By, Actor: c.Actor,
 	}, &next)
 	if err != nil {
@@ -100,14 +100,14 @@ func (t *tx) writeRoute(owner modelRow, current, next registry.Route, c registry
 		return next, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(moves)) {
-		if err := t.moveAlias(number, name, moves[name], c); err != nil {
+		if err := t.moveAlias(name, moves[name], c); err != nil {
 			return next, err
 		}
 	}
 	return next, nil
 }
 
-func (t *tx) moveAlias(event int64, name string, to int, c registry.RouteChange) error {
+func (t *tx) moveAlias(name string, to int, c registry.RouteChange) error {
 	var old aliasRow
 	if err := t.Where("model = ? AND name = ?", c.Model, name).Limit(1).Find(&old).Error; err != nil {
 		return err
@@ -116,16 +116,15 @@ func (t *tx) moveAlias(event int64, name string, to int, c registry.RouteChange)
 		return nil
 	}
 	move := registry.AliasMove{Model: c.Model, Name: name, From: old.Version, To: to, At: t.now, Actor: c.Actor, Reason: c.Reason}
-	var err error
+	write := func() error { return t.Save(&aliasRow{Model: c.Model, Name: name, Version: to, UpdatedAt: micros(t.now), Actor: c.Actor}).Error }
 	if to == 0 {
-		err = t.Delete(&old).Error
-	} else {
-		err = t.Save(&aliasRow{Model: c.Model, Name: name, Version: to, UpdatedAt: micros(t.now), Actor: c.Actor}).Error
+		write = func() error { return t.Delete(&old).Error }
 	}
-	if err != nil {
+	if err := write(); err != nil {
 		return err
 	}
-	if _, err := t.emit(registry.Event{Type: registry.AliasMoved, Model: c.Model, Version: to, Run: c.By, Actor: c.Actor}, move); err != nil {
+	event, err := t.emit(registry.Event{Type: registry.AliasMoved, Model: c.Model, Version: to, Run: c.By, Actor: c.Actor}, move)
+	if err != nil {
 		return err
 	}
 	return t.Create(&aliasMoveRow{
@@ -178,6 +177,25 @@ func (s *Store) Aliases(ctx context.Context, model string) ([]registry.Alias, er
 		return nil, fault("list aliases", err)
 	}
 	return convert(rows, func(r aliasRow) (registry.Alias, error) { return r.alias(), nil })
+}
+
+// SetAlias implements registry.Routes.
+func (s *Store) SetAlias(ctx context.Context, c registry.AliasChange) error {
+	if c.Name == registry.Champion {
+		return registry.Errorf(registry.Invalid, "alias %s follows the stable arm; change the route", registry.Champion)
+	}
+	if err := registry.CheckAliasName(c.Name); err != nil {
+		return err
+	}
+	return s.change(ctx, "set alias", func(t *tx) error {
+		if _, err := t.lockModel(c.Model); err != nil {
+			return err
+		}
+		if err := t.checkArms(registry.Route{Model: c.Model}, registry.Route{}, map[string]int{c.Name: c.Version}); err != nil {
+			return err
+		}
+		return t.moveAlias(c.Name, c.Version, registry.RouteChange{Model: c.Model, Actor: c.Actor, Reason: c.Reason})
+	})
 }
 
 // AliasHistory implements registry.Routes.

@@ -1,0 +1,230 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"time"
+
+	"go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
+
+	"github.com/orrery-ml/orrery/registry"
+	"github.com/orrery-ml/orrery/workflows"
+)
+
+func accepted(run Run) AcceptedJSONResponse {
+	location := "/api/v1/runs/" + run.Id
+	return AcceptedJSONResponse{Body: run, Headers: AcceptedResponseHeaders{Location: &location}}
+}
+
+func (s *Server) runDTO(r registry.Run) Run {
+	out := Run{
+		Id: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowId: r.WorkflowID, State: string(r.State),
+		Outcome: string(r.Outcome), Phase: r.Phase, Message: r.Message, Progress: r.Progress, Actor: r.Actor,
+		CreatedAt: r.CreatedAt, StartedAt: optional(r.StartedAt), EndedAt: optional(r.EndedAt),
+	}
+	if s.config.TemporalUI != "" && r.WorkflowID != "" {
+		link := fmt.Sprintf("%s/namespaces/%s/workflows/%s", s.config.TemporalUI, s.config.Namespace, url.PathEscape(r.WorkflowID))
+		out.TemporalUrl = &link
+	}
+	if len(r.Input) > 0 {
+		out.Input = &r.Input
+	}
+	if len(r.Result) > 0 {
+		out.Result = &r.Result
+	}
+	return out
+}
+
+// pingTemporal ends in Unavailable when Temporal does not answer, before anything is written.
+func (s *Server) pingTemporal(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if _, err := s.temporal.CheckHealth(ctx, &client.CheckHealthRequest{}); err != nil {
+		return registry.Errorf(registry.Unavailable, "Temporal does not answer; inference and rollback go on without it")
+	}
+	return nil
+}
+
+// insertAndStart inserts a run and starts its workflow. When the start fails after the insert, the reconciler starts
+// it later: the run is PENDING until then.
+func (s *Server) insertAndStart(ctx context.Context, run registry.Run) (registry.Run, error) {
+	if err := s.pingTemporal(ctx); err != nil {
+		return run, err
+	}
+	made, err := s.store.InsertRun(ctx, run)
+	if err != nil {
+		return run, err
+	}
+	s.start(ctx, made)
+	return made, nil
+}
+
+// start starts a run's workflow unless it runs already.
+func (s *Server) start(ctx context.Context, run registry.Run) {
+	name, id, queue, in := workflowOf(run)
+	if name == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := s.temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
+		ID: id, TaskQueue: queue, WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL,
+		WorkflowExecutionErrorWhenAlreadyStarted: true,
+		WorkflowIDReusePolicy:                    enums.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		TypedSearchAttributes:                    workflows.Attributes(run.Kind, run.Model, run.Version, run.Actor, run.ID),
+		StaticSummary:                            fmt.Sprintf("%s %s version %d", run.Kind, run.Model, run.Version),
+		Memo:                                     map[string]any{"run": run.ID},
+	}, name, in)
+	if err != nil && !temporal.IsWorkflowExecutionAlreadyStartedError(err) {
+		s.log.Warn("the workflow of a run is not started yet; the reconciler will", "run", run.ID, "error", err)
+	}
+}
+
+// ListRuns implements the API.
+func (s *Server) ListRuns(ctx context.Context, r ListRunsRequestObject) (ListRunsResponseObject, error) {
+	list, err := s.store.ListRuns(ctx, registry.RunFilter{
+		Kind: registry.RunKind(value(r.Params.Kind)), Model: value(r.Params.Model), State: registry.RunState(value(r.Params.State)),
+		Open: value(r.Params.Open), After: value(r.Params.After), Limit: value(r.Params.Limit),
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := ListRuns200JSONResponse{}
+	for _, run := range list {
+		if caller(ctx).Covers(run.Model) {
+			out = append(out, s.runDTO(run))
+		}
+	}
+	return out, nil
+}
+
+// run reads a run the caller may see.
+func (s *Server) run(ctx context.Context, id string) (registry.Run, error) {
+	run, err := s.store.Run(ctx, id)
+	if err == nil && !caller(ctx).Covers(run.Model) {
+		return registry.Run{}, registry.Errorf(registry.NotFound, "no run %q", id)
+	}
+	return run, err
+}
+
+// GetRun implements the API.
+func (s *Server) GetRun(ctx context.Context, r GetRunRequestObject) (GetRunResponseObject, error) {
+	run, err := s.run(ctx, r.Run)
+	if err != nil {
+		return nil, err
+	}
+	return GetRun200JSONResponse(s.runDTO(run)), nil
+}
+
+// ListEvidence implements the API.
+func (s *Server) ListEvidence(ctx context.Context, r ListEvidenceRequestObject) (ListEvidenceResponseObject, error) {
+	if _, err := s.run(ctx, r.Run); err != nil {
+		return nil, err
+	}
+	list, err := s.store.ListEvidence(ctx, r.Run)
+	if err != nil {
+		return nil, err
+	}
+	return ListEvidence200JSONResponse(list), nil
+}
+
+// DecideRun implements the API.
+func (s *Server) DecideRun(ctx context.Context, r DecideRunRequestObject) (DecideRunResponseObject, error) {
+	run, err := s.run(ctx, r.Run)
+	if err != nil {
+		return nil, err
+	}
+	if run.State.Ended() {
+		return nil, registry.Errorf(registry.Precondition, "run %s ended: %s %s", run.ID, run.Outcome, run.Message)
+	}
+	if !slices.Contains(workflows.RolloutUpdates, string(r.Action)) || run.Kind != registry.KindRollout {
+		return nil, registry.Errorf(registry.Invalid, "a %s takes no %s", run.Kind, r.Action)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	handle, err := s.temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
+		WorkflowID: run.WorkflowID, UpdateName: string(r.Action), WaitForStage: client.WorkflowUpdateStageCompleted,
+		Args: []any{workflows.Decision{Actor: actor(ctx), Reason: value(r.Body.Reason)}},
+	})
+	if err == nil {
+		var phase string
+		err = handle.Get(ctx, &phase)
+	}
+	if err != nil {
+		return nil, updateFault(ctx, err, run)
+	}
+	if run, err = s.store.Run(ctx, run.ID); err != nil {
+		return nil, err
+	}
+	return DecideRun200JSONResponse(s.runDTO(run)), nil
+}
+
+// updateFault tells a validator's refusal from a Temporal that is away.
+func updateFault(ctx context.Context, err error, run registry.Run) error {
+	var missing *serviceerror.NotFound
+	var refused *temporal.ApplicationError
+	switch {
+	case errors.As(err, &refused):
+		return registry.Errorf(registry.Precondition, "%s", refused.Message())
+	case errors.As(err, &missing):
+		return registry.Errorf(registry.Precondition, "the workflow of run %s is not running: %w", run.ID, err)
+	case ctx.Err() != nil:
+		return registry.Errorf(registry.Unavailable, "the run did not answer in time; is an orchestrator running?")
+	}
+	return registry.Errorf(registry.Unavailable, "Temporal: %w", err)
+}
+
+// ListLeases implements the API.
+func (s *Server) ListLeases(ctx context.Context, _ ListLeasesRequestObject) (ListLeasesResponseObject, error) {
+	now := time.Now()
+	out := ListLeases200JSONResponse{}
+	for _, kind := range []registry.LeaseKind{registry.GatewayLease, registry.WorkerLease} {
+		list, err := s.store.Leases(ctx, kind, time.Time{})
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range list {
+			out = append(out, Lease{
+				Id: l.ID, Kind: string(l.Kind), Node: l.Node, Address: l.Address, Applied: l.Applied, Sealed: optional(l.Sealed),
+				Live: l.Expires.After(now), Expires: l.Expires, Worker: l.Worker,
+			})
+		}
+	}
+	return out, nil
+}
+
+// ListEvents implements the API.
+func (s *Server) ListEvents(ctx context.Context, r ListEventsRequestObject) (ListEventsResponseObject, error) {
+	after, limit := value(r.Params.After), value(r.Params.Limit)
+	if limit <= 0 || limit > 1000 {
+		limit = 100
+	}
+	if wait := min(value(r.Params.Wait), 60); wait > 0 {
+		waiting, cancel := context.WithTimeout(ctx, time.Duration(wait)*time.Second)
+		defer cancel()
+		if err := s.store.Await(waiting, after); err != nil && waiting.Err() == nil {
+			return nil, err
+		}
+	}
+	list, err := s.store.Events(ctx, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := ListEvents200JSONResponse{}
+	for _, e := range list {
+		if len(e.Data) == 0 {
+			e.Data = json.RawMessage("null")
+		}
+		if e.Model == "" || caller(ctx).Covers(e.Model) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,139 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"sync"
+
+	"github.com/gin-gonic/gin"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.temporal.io/sdk/client"
+
+	"github.com/orrery-ml/orrery/api/gateway"
+	"github.com/orrery-ml/orrery/api/proto/oip"
+	"github.com/orrery-ml/orrery/registry"
+)
+
+// Config is the configuration of the front door.
+type Config struct {
+	Open       bool     // dev, bound to loopback: inference and the console need no key
+	Hosts      []string // names the server answers to besides loopback; "*" is any
+	TemporalUI string   // where the Temporal UI is, for links
+	Namespace  string   // of Temporal, for links
+}
+
+// store is the registry as the front door uses it.
+type store interface {
+	registry.Catalog
+	registry.Versions
+	registry.Routes
+	registry.Feed
+	registry.Fleet
+	registry.EvidenceLog
+	registry.Runs
+	registry.Keys
+	registry.Answers
+	Ping(ctx context.Context) error
+}
+
+// Server is the front door. It implements the generated StrictServerInterface.
+type Server struct {
+	config    Config
+	store     store
+	objects   registry.Objects
+	temporal  client.Client
+	gateway   *gateway.Gateway
+	authority *authority
+	log       *slog.Logger
+	told      sync.WaitGroup // messages to workflows that nobody waits for
+}
+
+var _ StrictServerInterface = (*Server)(nil)
+
+// New makes the front door.
+func New(c Config, s store, o registry.Objects, t client.Client, g *gateway.Gateway, log *slog.Logger) *Server {
+	return &Server{
+		config: c, store: s, objects: o, temporal: t, gateway: g, log: log,
+		authority: &authority{keys: s, open: c.Open, cache: map[string]cachedKey{}},
+	}
+}
+
+// maxBody bounds the body of a control request; blobs are streamed and have no bound but the disk.
+const maxBody = 4 << 20
+
+// Handler returns everything the server answers over HTTP.
+func (s *Server) Handler(metrics *prometheus.Registry) http.Handler {
+	gin.SetMode(gin.ReleaseMode)
+	engine := gin.New()
+	engine.ContextWithFallback = true
+	engine.UseRawPath, engine.UnescapePathValues = true, true
+	engine.Use(gin.CustomRecoveryWithWriter(nil, recovered(s.log)))
+	engine.GET("/metrics", gin.WrapH(promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})))
+	engine.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok") })
+
+	protocol := gin.WrapH(oip.Handler(s.gateway.Service(), gateway.MaxMessage))
+	for _, path := range []string{"/v2", "/v2/*rest"} {
+		engine.Any(path, s.authenticate, s.permitInference, protocol)
+	}
+	s.console(engine)
+	control := engine.Group("/api/v1", s.authenticate, limitBody, s.idempotent)
+	RegisterHandlersWithOptions(control, NewStrictHandlerWithOptions(s, []StrictMiddlewareFunc{s.authorize}, StrictGinServerOptions{
+		RequestErrorHandlerFunc: s.badRequest, HandlerErrorFunc: s.fail, ResponseErrorHandlerFunc: s.fail,
+	}), GinServerOptions{ErrorHandler: func(c *gin.Context, err error, _ int) { s.badRequest(c, err) }})
+	engine.NoRoute(func(c *gin.Context) {
+		s.fail(c, registry.Errorf(registry.NotFound, "no %s %s here", c.Request.Method, c.Request.URL.Path))
+	})
+	return engine
+}
+
+// limitBody bounds control requests; uploads of blobs are bounded by their announced size.
+func limitBody(c *gin.Context) {
+	if c.FullPath() != "/api/v1/blobs/:sha256" {
+		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxBody)
+	}
+}
+
+// Close waits for messages to workflows that are under way.
+func (s *Server) Close() { s.told.Wait() }
+
+// GetStatus implements the API.
+func (s *Server) GetStatus(ctx context.Context, _ GetStatusRequestObject) (GetStatusResponseObject, error) {
+	position, synced := s.gateway.Position()
+	out := GetStatus200JSONResponse{
+		Version: version(), Gateway: s.gateway.ID(), Position: position, Synced: synced,
+		Registry: health(s.store.Ping(ctx)), Store: health(s.pingStore(ctx)), Temporal: health(s.pingTemporal(ctx)),
+	}
+	if s.config.TemporalUI != "" {
+		out.TemporalUi = &s.config.TemporalUI
+	}
+	return out, nil
+}
+
+func health(err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+func (s *Server) pingStore(ctx context.Context) error {
+	_, err := s.objects.Stat(ctx, "ping")
+	if registry.CodeOf(err) == registry.NotFound {
+		return nil
+	}
+	return err
+}
+
+// merge decodes the fields of raw over the value at into, refusing unknown ones.
+func merge(name string, raw *json.RawMessage, into any) error {
+	if raw == nil {
+		return nil
+	}
+	if err := strictJSON(*raw, into); err != nil {
+		return registry.Errorf(registry.Invalid, "%s: %w", name, err)
+	}
+	return nil
+}
