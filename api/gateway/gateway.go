@@ -37,6 +37,15 @@ type Recorder interface {
 	Configure(m registry.Model, versions map[int]registry.Version)
 }
 
+// NoRecorder records nothing.
+type NoRecorder struct{}
+
+// Record implements Recorder.
+func (NoRecorder) Record(Traffic) {}
+
+// Configure implements Recorder.
+func (NoRecorder) Configure(registry.Model, map[int]registry.Version) {}
+
 // Config is a gateway's configuration.
 type Config struct {
 	Node      string // name people know it by
@@ -58,6 +67,7 @@ type Gateway struct {
 	metrics  *metrics
 	started  time.Time
 	stopping chan struct{}
+	stopOnce sync.Once
 	mirrors  chan struct{} // slots for mirrored requests
 	mirrored sync.WaitGroup
 	synced   atomic.Bool // the feed was read at least once by this incarnation
@@ -142,6 +152,9 @@ func (g *Gateway) install(t *table) {
 	g.fleet.ringAll()
 }
 
+// Stop tells attached workers that the server stops, so that their streams end before requests are waited for.
+func (g *Gateway) Stop() { g.stopOnce.Do(func() { close(g.stopping) }) }
+
 // Run follows the feed, renews the lease and flushes strata until ctx ends; then it flushes what is left and gives the
 // lease back.
 func (g *Gateway) Run(ctx context.Context) error {
@@ -150,7 +163,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	tasks.Go(func() { g.every(ctx, leaseTTL/4, g.renew) })
 	tasks.Go(func() { g.every(ctx, flushEvery, g.flush) })
 	<-ctx.Done()
-	close(g.stopping)
+	g.Stop()
 	tasks.Wait()
 	g.mirrored.Wait()
 	last := context.WithoutCancel(ctx)

@@ -62,6 +62,25 @@ type S3 struct {
 // OpenS3 connects and makes the bucket when it is not there. It ends in Unavailable when the server does not answer
 // and Denied when it does not know the keys.
 func OpenS3(ctx context.Context, c S3Config) (*S3, error) {
+	s, err := newS3(c)
+	if err != nil {
+		return nil, err
+	}
+	ok, err := s.client.BucketExists(ctx, c.Bucket)
+	if err != nil {
+		return nil, s.fault("look for bucket "+c.Bucket, err)
+	}
+	if !ok {
+		if err := s.client.MakeBucket(ctx, c.Bucket, minio.MakeBucketOptions{Region: c.Region}); err != nil {
+			if code := minio.ToErrorResponse(err).Code; code != minio.BucketAlreadyOwnedByYou && code != minio.BucketAlreadyExists {
+				return nil, s.fault("make bucket "+c.Bucket, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+func newS3(c S3Config) (*S3, error) {
 	options := &minio.Options{Secure: c.TLS, Region: c.Region, MaxRetries: 3}
 	options.Creds = credentials.NewIAM("")
 	if c.Access != "" {
@@ -71,19 +90,7 @@ func OpenS3(ctx context.Context, c S3Config) (*S3, error) {
 	if err != nil {
 		return nil, registry.Errorf(registry.Invalid, "object store %s: %w", c.Endpoint, err)
 	}
-	s := &S3{client: client, config: c}
-	ok, err := client.BucketExists(ctx, c.Bucket)
-	if err != nil {
-		return nil, s.fault("look for bucket "+c.Bucket, err)
-	}
-	if !ok {
-		if err := client.MakeBucket(ctx, c.Bucket, minio.MakeBucketOptions{Region: c.Region}); err != nil {
-			if code := minio.ToErrorResponse(err).Code; code != minio.BucketAlreadyOwnedByYou && code != minio.BucketAlreadyExists {
-				return nil, s.fault("make bucket "+c.Bucket, err)
-			}
-		}
-	}
-	return s, nil
+	return &S3{client: client, config: c}, nil
 }
 
 // Put implements registry.Objects. S3 makes an object visible when its upload completes, so a reader that fails leaves
@@ -183,4 +190,13 @@ func Open(ctx context.Context, address, access, secret string) (registry.Objects
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return OpenS3(ctx, c)
+}
+
+// OpenLater is Open without asking the server anything, for a process that must start while the store is away.
+func OpenLater(address, access, secret string) (registry.Objects, error) {
+	c, err := ParseS3(address, access, secret)
+	if err != nil {
+		return nil, err
+	}
+	return newS3(c)
 }

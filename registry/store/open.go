@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -119,7 +120,7 @@ func openPostgres(ctx context.Context, dsn string) (*Store, error) {
 }
 
 func gormOver(d gorm.Dialector) (*gorm.DB, error) {
-	return gorm.Open(d, &gorm.Config{Logger: logger.Discard, SkipDefaultTransaction: true, TranslateError: true})
+	return gorm.Open(d, &gorm.Config{Logger: logger.Discard, SkipDefaultTransaction: true, TranslateError: true, DisableAutomaticPing: true})
 }
 
 func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, opts ...goose.ProviderOption) error {
@@ -172,4 +173,39 @@ func (s *Store) Ping(ctx context.Context) error {
 		return registry.Errorf(registry.Unavailable, "registry database: %w", err)
 	}
 	return nil
+}
+
+// OpenAnyway is Open for a process that must start while the database is away: everything then ends in Unavailable
+// until it comes back, and the schema is brought up to date at that moment.
+func OpenAnyway(ctx context.Context, dsn string, log *slog.Logger) (*Store, error) {
+	s, err := Open(ctx, dsn)
+	if registry.CodeOf(err) != registry.Unavailable {
+		return s, err
+	}
+	log.Warn("the registry's database is away; going on without it", "error", err)
+	pool, err := sql.Open("pgx", dsn)
+	if err != nil {
+		return nil, err
+	}
+	db, err := gormOver(postgres.New(postgres.Config{Conn: pool}))
+	if err != nil {
+		return nil, errors.Join(err, pool.Close())
+	}
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s = &Store{db: db, read: db, bell: newBell(), poll: time.Second, cancel: cancel}
+	s.done.Go(func() {
+		for background.Err() == nil {
+			if late, err := Open(background, dsn); err == nil {
+				log.Info("the registry's database is back")
+				_ = late.Close() // it has migrated; s has connections of its own
+				s.listen(background, dsn)
+				return
+			}
+			select {
+			case <-background.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	})
+	return s, nil
 }

@@ -116,7 +116,9 @@ func (t *tx) moveAlias(name string, to int, c registry.RouteChange) error {
 		return nil
 	}
 	move := registry.AliasMove{Model: c.Model, Name: name, From: old.Version, To: to, At: t.now, Actor: c.Actor, Reason: c.Reason}
-	write := func() error { return t.Save(&aliasRow{Model: c.Model, Name: name, Version: to, UpdatedAt: micros(t.now), Actor: c.Actor}).Error }
+	write := func() error {
+		return t.Save(&aliasRow{Model: c.Model, Name: name, Version: to, UpdatedAt: micros(t.now), Actor: c.Actor}).Error
+	}
 	if to == 0 {
 		write = func() error { return t.Delete(&old).Error }
 	}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/worker"
+
+	"github.com/orrery-ml/orrery/activities"
+	"github.com/orrery-ml/orrery/internal/supervisor"
+	"github.com/orrery-ml/orrery/registry"
+	"github.com/orrery-ml/orrery/registry/store"
+	"github.com/orrery-ml/orrery/workflows"
+)
+
+type orchestratorOptions struct {
+	backends
+
+	queues  []string
+	scratch string
+}
+
+// queueNames maps the names of --queues to task queues.
+var queueNames = map[string]string{"lifecycle": workflows.LifecycleQueue, "data": workflows.DataQueue, "train": workflows.TrainQueue}
+
+func (p *program) orchestratorCommand() *cobra.Command {
+	var o orchestratorOptions
+	c := &cobra.Command{
+		Use: "orchestrator", Short: "Run workflows and activities", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := p.fromEnvironment(c.Flags()); err != nil {
+				return err
+			}
+			log, err := p.logger(o.logLevel)
+			if err != nil {
+				return err
+			}
+			return p.orchestrate(c.Context(), o, log)
+		},
+	}
+	f := c.Flags()
+	o.flags(p, f, "registry", "store", "temporal")
+	f.StringSliceVar(&o.queues, "queues", []string{"lifecycle", "data", "train"}, "what this process does: lifecycle, data, train; data and train run in child processes of lifecycle")
+	f.StringVar(&o.scratch, "scratch", os.TempDir(), "directory for temporary files")
+	return c
+}
+
+// orchestrate runs one queue in this process and the others in child processes of it, so that native code and trainers
+// never run beside lifecycle workflows.
+func (p *program) orchestrate(ctx context.Context, o orchestratorOptions, log *slog.Logger) error {
+	for _, q := range o.queues {
+		if queueNames[q] == "" {
+			return &exitError{exitUsage, fmt.Errorf("--queues %q: want lifecycle, data or train", q)}
+		}
+	}
+	if len(o.queues) == 0 {
+		return &exitError{exitUsage, fmt.Errorf("--queues: name at least one of lifecycle, data, train")}
+	}
+	var group supervisor.Group
+	if len(o.queues) > 1 {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		var children []supervisor.Child
+		for _, q := range o.queues[1:] {
+			children = append(children, supervisor.Child{
+				Name: "orchestrator " + q, Log: p.stderr,
+				Args: []string{self, "orchestrator", "--queues", q, "--scratch", o.scratch, "--log-level", o.logLevel, "--registry", o.registry,
+					"--store", o.store, "--temporal", o.temporal, "--namespace", o.namespace},
+			})
+		}
+		group.Add("children", func(ctx context.Context) error { return supervisor.Run(ctx, log, children...) })
+	}
+	group.Add("queue "+o.queues[0], func(ctx context.Context) error { return p.work(ctx, o, queueNames[o.queues[0]], log) })
+	return group.Run(ctx)
+}
+
+// work polls one task queue until ctx ends.
+func (p *program) work(ctx context.Context, o orchestratorOptions, queue string, log *slog.Logger) error {
+	s, err := o.openRegistry(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.Close() }() // nothing is written any more
+	objects, err := o.openStore(ctx, log)
+	if err != nil {
+		return err
+	}
+	temporal, err := o.openTemporal(log)
+	if err != nil {
+		return err
+	}
+	defer temporal.Close()
+	if err := ensureSearchAttributes(ctx, temporal, o.namespace, log); err != nil {
+		return nil //nolint:nilerr // asked to stop while waiting
+	}
+	w, err := newWorker(temporal, queue, s, objects, o)
+	if err != nil {
+		return err
+	}
+	if err := startWorker(ctx, w, log); err != nil {
+		return nil //nolint:nilerr // asked to stop while waiting
+	}
+	log.Info("polling", "queue", queue)
+	<-ctx.Done()
+	w.Stop()
+	return nil
+}
+
+func newWorker(c client.Client, queue string, s *store.Store, objects registry.Objects, o orchestratorOptions) (worker.Worker, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	w := worker.New(c, queue, worker.Options{WorkerStopTimeout: 10 * time.Second, MaxConcurrentActivityExecutionSize: 1000})
+	try := []string{self, "try-model"}
+	if o.ort != "" {
+		try = append(try, "--onnxruntime", o.ort)
+	}
+	w.RegisterActivity(activities.NewModels(s, objects, o.scratch, try))
+	w.RegisterActivity(activities.NewRuns(s))
+	w.RegisterActivity(activities.NewTraffic(s))
+	if queue == workflows.LifecycleQueue {
+		workflows.Register(w)
+	}
+	return w, nil
+}
+
+// startWorker starts polling, as soon as Temporal answers.
+func startWorker(ctx context.Context, w worker.Worker, log *slog.Logger) error {
+	for {
+		err := w.Start()
+		if err == nil {
+			return nil
+		}
+		log.Warn("start polling", "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}

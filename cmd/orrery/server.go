@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/orrery-ml/orrery/api"
+	"github.com/orrery-ml/orrery/api/gateway"
+	"github.com/orrery-ml/orrery/api/proto/attach"
+	"github.com/orrery-ml/orrery/api/proto/inference"
+	"github.com/orrery-ml/orrery/internal/supervisor"
+	"github.com/orrery-ml/orrery/registry"
+	"github.com/orrery-ml/orrery/registry/store"
+)
+
+type serverOptions struct {
+	backends
+
+	http       string
+	grpc       string
+	node       string
+	stateDir   string
+	hosts      []string
+	temporalUI string
+	open       bool
+	token      string
+	adminKey   string
+}
+
+func (p *program) serverCommand() *cobra.Command {
+	var o serverOptions
+	c := &cobra.Command{
+		Use: "server", Short: "Serve the API, the console and inference traffic", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := p.fromEnvironment(c.Flags()); err != nil {
+				return err
+			}
+			o.token, o.adminKey = p.getenv("ORRERY_JOIN_TOKEN"), p.getenv("ORRERY_ADMIN_KEY")
+			log, err := p.logger(o.logLevel)
+			if err != nil {
+				return err
+			}
+			return serve(c.Context(), o, log)
+		},
+	}
+	f := c.Flags()
+	o.flags(p, f, "registry", "store", "temporal")
+	f.StringVar(&o.http, "http", "127.0.0.1:8080", "listen address of REST and the console (ORRERY_HTTP)")
+	f.StringVar(&o.grpc, "grpc", "127.0.0.1:8081", "listen address of gRPC: inference and workers (ORRERY_GRPC)")
+	f.StringVar(&o.node, "node", "", "name people know this server by; default the host's (ORRERY_NODE)")
+	f.StringVar(&o.stateDir, "state-dir", ".orrery/server", "where the last route is kept for restarts (ORRERY_STATE_DIR)")
+	f.StringSliceVar(&o.hosts, "hosts", nil, "names the server answers to besides loopback (ORRERY_HOSTS)")
+	f.StringVar(&o.temporalUI, "temporal-ui", "", "where the Temporal UI is, for links (ORRERY_TEMPORAL_UI)")
+	f.BoolVar(&o.open, "dev-open", false, "inference needs no key; only when bound to loopback")
+	return c
+}
+
+func (o serverOptions) validate() error {
+	var errs []error
+	if o.token == "" {
+		errs = append(errs, errors.New("ORRERY_JOIN_TOKEN is missing: workers join with it"))
+	}
+	for _, address := range []string{o.http, o.grpc} {
+		if host, _, err := net.SplitHostPort(address); err != nil {
+			errs = append(errs, fmt.Errorf("listen address %q: %w", address, err))
+		} else if ip := net.ParseIP(host); o.open && (ip == nil || !ip.IsLoopback()) && host != "localhost" {
+			errs = append(errs, fmt.Errorf("--dev-open is for loopback only, not %q", address))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	return nil
+}
+
+func serve(ctx context.Context, o serverOptions, log *slog.Logger) error {
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if o.node == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return err
+		}
+		o.node = host
+	}
+	s, err := o.openRegistry(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.Close() }() // nothing is written any more
+	objects, err := o.openStore(ctx, log)
+	if err != nil {
+		return err
+	}
+	temporal, err := o.openTemporal(log)
+	if err != nil {
+		return err
+	}
+	defer temporal.Close()
+	if err := ensureAdmin(ctx, s, o.adminKey, log); err != nil {
+		return err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	g, err := gateway.New(gateway.Config{
+		Node: o.node, Address: o.grpc, StateFile: filepath.Join(o.stateDir, "route.json"), JoinToken: o.token,
+	}, s, gateway.NoRecorder{}, gateway.NewMetrics(metrics), log)
+	if err != nil {
+		return err
+	}
+	front := api.New(api.Config{Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace}, s, objects, temporal, g, log)
+	return listenAndServe(ctx, o, g, front, front.Handler(metrics), log)
+}
+
+// ensureAdmin makes the key in ORRERY_ADMIN_KEY an admin key when it is not known yet. While the registry is away that
+// is left for the next start.
+func ensureAdmin(ctx context.Context, s *store.Store, secret string, log *slog.Logger) error {
+	if secret == "" {
+		return nil
+	}
+	if len(secret) < 20 {
+		return &exitError{exitUsage, errors.New("ORRERY_ADMIN_KEY is shorter than 20 characters")}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	hash := api.HashSecret(secret)
+	_, err := s.KeyByHash(ctx, hash)
+	if registry.CodeOf(err) == registry.Unauthenticated {
+		_, err = s.CreateKey(ctx, registry.APIKey{ID: "admin-" + hash[:12], Name: "admin-" + hash[:6], Hash: hash, Role: registry.Admin, CreatedBy: "set-up"})
+		if registry.CodeOf(err) == registry.Exists {
+			err = nil // another server was first
+		}
+	}
+	if registry.CodeOf(err) == registry.Unavailable {
+		log.Warn("the admin key cannot be checked while the registry is away", "error", err)
+		return nil
+	}
+	return err
+}
+
+func listenAndServe(ctx context.Context, o serverOptions, g *gateway.Gateway, front *api.Server, handler http.Handler, log *slog.Logger) error {
+	var listen net.ListenConfig
+	web, err := listen.Listen(ctx, "tcp", o.http)
+	if err != nil {
+		return fmt.Errorf("listen for HTTP: %w", err)
+	}
+	rpc, err := listen.Listen(ctx, "tcp", o.grpc)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for gRPC: %w", err), web.Close())
+	}
+	rest := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(gateway.MaxMessage), grpc.MaxSendMsgSize(gateway.MaxMessage), grpc.ChainUnaryInterceptor(front.UnaryAuth),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	inference.RegisterGRPCInferenceServiceServer(server, g.Service())
+	attach.RegisterAttachServiceServer(server, g.AttachService())
+	var group supervisor.Group
+	// Requests end before the gateway flushes what it counted of them.
+	drained := make(chan struct{})
+	group.Add("gateway", func(ctx context.Context) error {
+		inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		go func() { <-ctx.Done(); g.Stop(); <-drained; cancel() }() // ends with the gateway
+		return g.Run(inner)
+	})
+	group.Add("http", func(ctx context.Context) error {
+		defer close(drained)
+		return serveBoth(ctx, rest, web, server, rpc)
+	})
+	group.Add("reconciler", front.Reconcile)
+	log.Info("serving", "http", web.Addr().String(), "grpc", rpc.Addr().String(), "hosts", strings.Join(slices.Clone(o.hosts), ","))
+	err = group.Run(ctx)
+	front.Close()
+	return err
+}
+
+// serveBoth serves until ctx ends, then lets requests finish for a while.
+func serveBoth(ctx context.Context, rest *http.Server, web net.Listener, server *grpc.Server, rpc net.Listener) error {
+	failed := make(chan error, 2)
+	go func() { failed <- rest.Serve(web) }()   // ends by Shutdown
+	go func() { failed <- server.Serve(rpc) }() // ends by Stop
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	stopped := make(chan struct{})
+	go func() { server.GracefulStop(); close(stopped) }() // ends by Stop at the latest
+	shut := rest.Shutdown(limit)
+	select {
+	case <-stopped:
+	case <-limit.Done():
+		server.Stop()
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return errors.Join(err, shut)
+}

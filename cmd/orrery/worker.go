@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/orrery-ml/orrery/worker"
+)
+
+func (p *program) workerCommand() *cobra.Command {
+	var b backends
+	var w worker.Config
+	c := &cobra.Command{
+		Use: "worker", Short: "Hold models in memory and run inference", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := p.fromEnvironment(c.Flags()); err != nil {
+				return err
+			}
+			w.Token = p.getenv("ORRERY_JOIN_TOKEN")
+			log, err := p.logger(b.logLevel)
+			if err != nil {
+				return err
+			}
+			if err := w.Validate(); err != nil {
+				return &exitError{exitUsage, err}
+			}
+			runtime, err := b.startOnnx()
+			if err != nil {
+				return err
+			}
+			objects, err := b.openStore(c.Context(), log)
+			if err != nil {
+				return err
+			}
+			served, err := worker.New(c.Context(), w, runtime, objects, log)
+			if err != nil {
+				return err
+			}
+			log.Info("serving", "grpc", served.GRPCAddress(), "http", served.HTTPAddress())
+			return served.Run(c.Context())
+		},
+	}
+	f := c.Flags()
+	b.flags(p, f, "store")
+	f.StringVar(&w.GRPC, "grpc", "127.0.0.1:0", "listen address of inference over gRPC (ORRERY_GRPC)")
+	f.StringVar(&w.HTTP, "http", "127.0.0.1:0", "listen address of inference over REST (ORRERY_HTTP)")
+	f.StringVar(&w.Advertise, "advertise", "", "address at which servers reach --grpc; default the one listened on (ORRERY_ADVERTISE)")
+	f.StringSliceVar(&w.Servers, "servers", []string{"127.0.0.1:8081"}, "gRPC addresses of all servers (ORRERY_SERVERS)")
+	f.StringVar(&w.Node, "node", "", "name people know this worker by; default the host's (ORRERY_NODE)")
+	f.StringVar(&w.CacheDir, "cache-dir", filepath.Join(os.TempDir(), fmt.Sprintf("orrery-worker-%d", os.Getpid())), "where artifacts are kept (ORRERY_CACHE_DIR)")
+	f.StringToStringVar(&w.Labels, "label", nil, "labels for placement, such as gpu=h100")
+	f.DurationVar(&w.Timeout, "timeout", 30*time.Second, "of a request that brings no deadline")
+	return c
+}
