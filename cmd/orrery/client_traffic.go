@@ -204,7 +204,7 @@ func (c *connection) rolloutDecision(action, short string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		run, err := decode[client.Run](api.DecideRun(cmd.Context(), id, client.string(strings.ReplaceAll(action, "-", "_")), client.Decision{Reason: &reason}))
+		run, err := decode[client.Run](api.DecideRun(cmd.Context(), id, strings.ReplaceAll(action, "-", "_"), client.Decision{Reason: &reason}))
 		if err != nil {
 			return err
 		}
