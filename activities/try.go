@@ -48,6 +48,9 @@ type TryReport struct {
 	Refused   string                  `json:"refused,omitempty"`
 }
 
+// TryUnavailable is the exit code of a child process that cannot try any model, because ONNX Runtime is missing.
+const TryUnavailable = 5
+
 // TryVersionInput names the version to try.
 type TryVersionInput struct {
 	Model   string `json:"model"`
@@ -145,6 +148,9 @@ func (a *Models) runTry(ctx context.Context, dir, entry string) (TryReport, erro
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return TryReport{}, fmt.Errorf("start the model-try process: %w", err)
+	}
+	if exit != nil && exit.ExitCode() == TryUnavailable {
+		return TryReport{}, registry.Errorf(registry.Unavailable, "no model can be tried here: %s", strings.TrimSpace(stderr.String()))
 	}
 	if err != nil {
 		noise := stderr.String()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/orrery-ml/orrery/activities"
 	"github.com/orrery-ml/orrery/internal/supervisor"
+	"github.com/orrery-ml/orrery/internal/toolpath"
 	"github.com/orrery-ml/orrery/registry"
 	"github.com/orrery-ml/orrery/registry/store"
 	"github.com/orrery-ml/orrery/workflows"
@@ -120,8 +121,8 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 	}
 	w := worker.New(c, queue, worker.Options{WorkerStopTimeout: 10 * time.Second, MaxConcurrentActivityExecutionSize: 1000})
 	try := []string{self, "try-model"}
-	if o.ort != "" {
-		try = append(try, "--onnxruntime", o.ort)
+	if library, err := toolpath.OnnxRuntime(o.ort); err == nil { // else the child says what is missing
+		try = append(try, "--onnxruntime", library)
 	}
 	w.RegisterActivity(activities.NewModels(s, objects, o.scratch, try))
 	w.RegisterActivity(activities.NewRuns(s))

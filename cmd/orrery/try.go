@@ -34,7 +34,7 @@ func (p *program) tryCommand() *cobra.Command {
 			}
 			runtime, err := b.startOnnx()
 			if err != nil {
-				return err
+				return &exitError{activities.TryUnavailable, err}
 			}
 			report, err := try(c, runtime, args[0], maxBatch)
 			if err != nil {
