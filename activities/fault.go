@@ -30,8 +30,7 @@ func Fault(err error) error {
 
 // CodeOf returns the registry's code of an error that came through Temporal, Internal when it has none.
 func CodeOf(err error) registry.Code {
-	var app *temporal.ApplicationError
-	if errors.As(err, &app) {
+	if app, ok := errors.AsType[*temporal.ApplicationError](err); ok {
 		return registry.Code(app.Type())
 	}
 	return registry.CodeOf(err)
@@ -39,12 +38,10 @@ func CodeOf(err error) registry.Code {
 
 // Reason returns the innermost message of an error that came through Temporal: what a person wants to read.
 func Reason(err error) string {
-	var app *temporal.ApplicationError
-	if errors.As(err, &app) {
+	if app, ok := errors.AsType[*temporal.ApplicationError](err); ok {
 		return app.Message()
 	}
-	var timeout *temporal.TimeoutError
-	if errors.As(err, &timeout) {
+	if timeout, ok := errors.AsType[*temporal.TimeoutError](err); ok {
 		return "timed out: " + timeout.Message()
 	}
 	return err.Error()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -442,7 +443,7 @@ func groupStrata(strata []registry.Stratum, in BakeInput, sealed time.Time) (gro
 		if !over && !urgent(s, in) {
 			continue
 		}
-		key := strings.Join([]string{s.Gateway, fmt.Sprint(s.Revision), start.Format(time.RFC3339)}, "|")
+		key := strings.Join([]string{s.Gateway, strconv.FormatInt(s.Revision, 10), start.Format(time.RFC3339)}, "|")
 		i, ok := index[key]
 		if !ok {
 			i = len(groups)

@@ -257,6 +257,7 @@ func workflowOf(run registry.Run) (name, id, queue string, in any) {
 			workflows.RegisterVersionInput{RunID: run.ID, Model: run.Model, Version: run.Version}
 	case registry.KindRollout:
 		return workflows.RolloutName, workflows.RolloutID(run.Model), workflows.LifecycleQueue, run.Input
+	default: // the others are started by workflows and schedules
+		return "", "", "", nil
 	}
-	return "", "", "", nil
 }

@@ -36,7 +36,7 @@ func (s *Server) login(c *gin.Context) {
 		s.page(c, http.StatusUnauthorized, web.Login(web.LoginView{Fault: "That key is not known."}))
 		return
 	}
-	http.SetCookie(c.Writer, &http.Cookie{
+	http.SetCookie(c.Writer, &http.Cookie{ //nolint:gosec // Secure follows the connection: loopback has no TLS
 		Name: keyCookie, Value: secret, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: c.Request.TLS != nil,
 		MaxAge: int((12 * time.Hour).Seconds()),
 	})

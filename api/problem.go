@@ -22,8 +22,7 @@ var statuses = map[registry.Code]int{
 
 // fail answers with problem+json. Only internal faults are logged, and their text is hidden.
 func (s *Server) fail(c *gin.Context, err error) {
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		err = registry.Errorf(registry.TooLarge, "the body is over %d bytes", tooLarge.Limit)
 	}
 	code := registry.CodeOf(err)

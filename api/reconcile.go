@@ -17,7 +17,7 @@ const (
 	reapGrace      = 5 * time.Second // a run this old whose workflow is gone will not write its end any more
 )
 
-// Reconcile, until ctx ends, starts runs that were inserted and never started, and reaps runs whose workflow was
+// Reconcile starts, until ctx ends, runs that were inserted and never started, and reaps runs whose workflow was
 // terminated: they are marked, and arms they own are reverted. Every server may run it: each effect is idempotent.
 func (s *Server) Reconcile(ctx context.Context) error {
 	ticker := time.NewTicker(reconcileEvery)

@@ -144,13 +144,13 @@ func (s *Server) DecideRun(ctx context.Context, r DecideRunRequestObject) (Decid
 	if run.State.Ended() {
 		return nil, registry.Errorf(registry.Precondition, "run %s ended: %s %s", run.ID, run.Outcome, run.Message)
 	}
-	if !slices.Contains(workflows.RolloutUpdates, string(r.Action)) || run.Kind != registry.KindRollout {
+	if !slices.Contains(workflows.RolloutUpdates, r.Action) || run.Kind != registry.KindRollout {
 		return nil, registry.Errorf(registry.Invalid, "a %s takes no %s", run.Kind, r.Action)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	handle, err := s.temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
-		WorkflowID: run.WorkflowID, UpdateName: string(r.Action), WaitForStage: client.WorkflowUpdateStageCompleted,
+		WorkflowID: run.WorkflowID, UpdateName: r.Action, WaitForStage: client.WorkflowUpdateStageCompleted,
 		Args: []any{workflows.Decision{Actor: actor(ctx), Reason: value(r.Body.Reason)}},
 	})
 	if err == nil {

@@ -116,7 +116,7 @@ func decodeHeld(v *attach.HeldVersion) (held, error) {
 		return h, err
 	}
 	if h.manifest.Digest() != h.digest {
-		return h, registry.Errorf(registry.Corrupt, "manifest of %s version %d is not the one its digest names", h.key.model, h.version)
+		return h, registry.Errorf(registry.Corrupt, "manifest of %s version %d is not the one its digest names", h.model, h.version)
 	}
 	return h, nil
 }

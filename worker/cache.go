@@ -262,8 +262,8 @@ func (c *cache) find(model string, version int) (*entry, error) {
 	if slices.Contains(names, model) {
 		return nil, registry.Errorf(registry.NotFound, "version %d of %q is not held by this worker", version, model)
 	}
-	if close := registry.Closest(model, names); close != "" {
-		return nil, registry.Errorf(registry.NotFound, "no model %q on this worker; did you mean %q?", model, close)
+	if near := registry.Closest(model, names); near != "" {
+		return nil, registry.Errorf(registry.NotFound, "no model %q on this worker; did you mean %q?", model, near)
 	}
 	return nil, registry.Errorf(registry.NotFound, "no model %q on this worker", model)
 }

@@ -150,13 +150,13 @@ func (r *rollout) validate(name string, d Decision) error {
 	case r.stop != "":
 		return fmt.Errorf("the roll-out is ending: %s", r.message)
 	case r.phase == phasePromote:
-		return fmt.Errorf("too late: the candidate is being promoted")
+		return errors.New("too late: the candidate is being promoted")
 	case (name == ApproveUpdate || name == RejectUpdate) && r.phase != phaseApproval:
 		return fmt.Errorf("no approval is asked for: the roll-out is in phase %q", r.phase)
 	case name == PauseUpdate && r.paused:
-		return fmt.Errorf("the roll-out is paused already")
+		return errors.New("the roll-out is paused already")
 	case name == ResumeUpdate && !r.paused:
-		return fmt.Errorf("the roll-out is not paused")
+		return errors.New("the roll-out is not paused")
 	}
 	return nil
 }

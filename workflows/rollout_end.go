@@ -25,6 +25,7 @@ func (r *rollout) end(ctx workflow.Context, failure error) (RolloutResult, error
 		state = registry.RunSucceeded
 	case registry.Aborted, registry.Superseded:
 		state = registry.RunCancelled
+	default: // FAILED
 	}
 	workflow.SetCurrentDetails(last, fmt.Sprintf("**%s** version %d: %s. %s", r.in.Model, r.in.Candidate, r.stop, r.message))
 	var runs *activities.Runs

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"strconv"
 	"sync"
 	"time"
 
@@ -80,6 +81,7 @@ func (c *counter) count(a attempt) {
 	case codes.ResourceExhausted:
 		s.Sheds++
 		return
+	default: // everything else counts, errors of the input too
 	}
 	failed := a.code != codes.OK
 	s.Requests++
@@ -108,7 +110,7 @@ func (c *counter) votes(a attempt, at time.Time) bool {
 		c.epoch = epoch
 		clear(c.voters)
 	}
-	id := xxhash.Sum64String(a.key + "\x00" + a.route.Model + "\x00" + string(rune(a.arm.Version)))
+	id := xxhash.Sum64String(a.key + "\x00" + a.route.Model + "\x00" + strconv.Itoa(a.arm.Version))
 	if _, voted := c.voters[id]; voted {
 		return false
 	}

@@ -157,8 +157,8 @@ func (t *table) find(name string) (m served, version int, err error) {
 	base, alias, hasAlias := strings.Cut(name, "@")
 	m, ok := t.models[base]
 	if !ok {
-		if close := registry.Closest(base, slices.Collect(maps.Keys(t.models))); close != "" {
-			return m, 0, registry.Errorf(registry.NotFound, "no model %q; did you mean %q?", base, close)
+		if near := registry.Closest(base, slices.Collect(maps.Keys(t.models))); near != "" {
+			return m, 0, registry.Errorf(registry.NotFound, "no model %q; did you mean %q?", base, near)
 		}
 		return m, 0, registry.Errorf(registry.NotFound, "no model %q", base)
 	}
@@ -168,8 +168,8 @@ func (t *table) find(name string) (m served, version int, err error) {
 	version, ok = m.aliases[alias]
 	if !ok {
 		known := slices.Sorted(maps.Keys(m.aliases))
-		if close := registry.Closest(alias, known); close != "" {
-			return m, 0, registry.Errorf(registry.NotFound, "model %q has no alias %q; did you mean %q?", base, alias, close)
+		if near := registry.Closest(alias, known); near != "" {
+			return m, 0, registry.Errorf(registry.NotFound, "model %q has no alias %q; did you mean %q?", base, alias, near)
 		}
 		return m, 0, registry.Errorf(registry.NotFound, "model %q has no alias %q; it has %s", base, alias, strings.Join(known, ", "))
 	}

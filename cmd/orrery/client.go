@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -190,12 +189,6 @@ func deref[T any](p *T) T {
 	return *p
 }
 
-// jsonBody makes a request body; strings that are JSON stay as they are.
-func jsonBody(v any) (string, io.Reader, error) {
-	raw, err := json.Marshal(v)
-	return "application/json", bytes.NewReader(raw), err
-}
-
 // once returns an idempotency key, so that a request that is sent again is done once.
 func once() *string {
 	key := uuid.NewString()
@@ -269,7 +262,7 @@ func (c *connection) finish(run client.Run) error {
 func runTable(runs []client.Run) table {
 	t := table{header: []string{"RUN", "KIND", "MODEL", "VERSION", "STATE", "OUTCOME", "PHASE", "MESSAGE"}}
 	for _, r := range runs {
-		t.rows = append(t.rows, []string{r.Id, r.Kind, r.Model, fmt.Sprint(r.Version), r.State, r.Outcome, r.Phase, r.Message})
+		t.rows = append(t.rows, []string{r.Id, r.Kind, r.Model, strconv.Itoa(r.Version), r.State, r.Outcome, r.Phase, r.Message})
 	}
 	return t
 }

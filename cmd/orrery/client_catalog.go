@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ import (
 func modelTable(models []client.Model) table {
 	t := table{header: []string{"MODEL", "ROUTE", "REVISION", "OWNER", "DESCRIPTION"}}
 	for _, m := range models {
-		t.rows = append(t.rows, []string{m.Name, routeText(m.Route), fmt.Sprint(m.Route.Revision), m.Route.Owner, m.Description})
+		t.rows = append(t.rows, []string{m.Name, routeText(m.Route), strconv.FormatInt(m.Route.Revision, 10), m.Route.Owner, m.Description})
 	}
 	return t
 }
@@ -45,43 +46,18 @@ func (c *connection) modelCommand() *cobra.Command {
 	var description string
 	var config, retrain []string
 	create := &cobra.Command{Use: "create NAME", Short: "Create a model", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		api, err := c.dial()
-		if err != nil {
-			return err
-		}
-		r := client.NewModel{Name: args[0], Description: &description}
-		if r.Config, err = settings(config); err != nil {
-			return err
-		}
-		if r.Retrain, err = settings(retrain); err != nil {
-			return err
-		}
-		m, err := decode[client.Model](api.CreateModel(cmd.Context(), r))
-		if err != nil {
-			return err
-		}
-		return c.print(m, modelTable([]client.Model{m}))
+		return c.saveModel(config, retrain, func(api *client.Client, config, retrain *json.RawMessage) (*http.Response, error) {
+			return api.CreateModel(cmd.Context(), client.NewModel{Name: args[0], Description: &description, Config: config, Retrain: retrain})
+		})
 	}}
 	configure := &cobra.Command{Use: "configure NAME", Short: "Change the serving config or the retrain policy", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		api, err := c.dial()
-		if err != nil {
-			return err
-		}
-		var r client.ModelConfiguration
-		if r.Config, err = settings(config); err != nil {
-			return err
-		}
-		if r.Retrain, err = settings(retrain); err != nil {
-			return err
-		}
-		if cmd.Flags().Changed("description") {
-			r.Description = &description
-		}
-		m, err := decode[client.Model](api.ConfigureModel(cmd.Context(), args[0], r))
-		if err != nil {
-			return err
-		}
-		return c.print(m, modelTable([]client.Model{m}))
+		return c.saveModel(config, retrain, func(api *client.Client, config, retrain *json.RawMessage) (*http.Response, error) {
+			r := client.ModelConfiguration{Config: config, Retrain: retrain}
+			if cmd.Flags().Changed("description") {
+				r.Description = &description
+			}
+			return api.ConfigureModel(cmd.Context(), args[0], r)
+		})
 	}}
 	for _, cmd := range []*cobra.Command{create, configure} {
 		cmd.Flags().StringVar(&description, "description", "", "what the model is for")
@@ -114,10 +90,31 @@ func (c *connection) modelCommand() *cobra.Command {
 	return root
 }
 
+// saveModel sends a model's settings and prints the model.
+func (c *connection) saveModel(config, retrain []string, send func(api *client.Client, config, retrain *json.RawMessage) (*http.Response, error)) error {
+	api, err := c.dial()
+	if err != nil {
+		return err
+	}
+	configJSON, err := settings(config)
+	if err != nil {
+		return err
+	}
+	retrainJSON, err := settings(retrain)
+	if err != nil {
+		return err
+	}
+	m, err := decode[client.Model](send(api, configJSON, retrainJSON))
+	if err != nil {
+		return err
+	}
+	return c.print(m, modelTable([]client.Model{m}))
+}
+
 func versionTable(list []client.Version) table {
 	t := table{header: []string{"MODEL", "VERSION", "STATUS", "SIZE", "CREATED", "BY", "REASON"}}
 	for _, v := range list {
-		t.rows = append(t.rows, []string{v.Model, fmt.Sprint(v.Version), v.Status, fmt.Sprint(v.Size), when(v.CreatedAt), v.CreatedBy, deref(v.Reason)})
+		t.rows = append(t.rows, []string{v.Model, strconv.Itoa(v.Version), v.Status, strconv.FormatInt(v.Size, 10), when(v.CreatedAt), v.CreatedBy, deref(v.Reason)})
 	}
 	return t
 }
@@ -296,7 +293,7 @@ func (c *connection) aliasCommand() *cobra.Command {
 	show := func(list []client.Alias) table {
 		t := table{header: []string{"ALIAS", "VERSION", "SINCE", "BY"}}
 		for _, a := range list {
-			t.rows = append(t.rows, []string{a.Name, fmt.Sprint(a.Version), when(a.UpdatedAt), a.Actor})
+			t.rows = append(t.rows, []string{a.Name, strconv.Itoa(a.Version), when(a.UpdatedAt), a.Actor})
 		}
 		return t
 	}
@@ -343,7 +340,7 @@ func (c *connection) aliasCommand() *cobra.Command {
 		}
 		t := table{header: []string{"AT", "FROM", "TO", "BY", "REASON"}}
 		for _, m := range moves {
-			t.rows = append(t.rows, []string{when(m.At), fmt.Sprint(m.From), fmt.Sprint(m.To), m.Actor, m.Reason})
+			t.rows = append(t.rows, []string{when(m.At), strconv.Itoa(m.From), strconv.Itoa(m.To), m.Actor, m.Reason})
 		}
 		return c.print(moves, t)
 	}}

@@ -81,7 +81,7 @@ func (c *connection) leasesCommand() *cobra.Command {
 			for _, v := range l.Worker.Loaded {
 				held = append(held, fmt.Sprintf("%s:%d %s", v.Model, v.Version, v.State))
 			}
-			t.rows = append(t.rows, []string{l.Kind, l.Node, l.Address, fmt.Sprint(l.Live), fmt.Sprint(l.Applied), strings.Join(held, ", ")})
+			t.rows = append(t.rows, []string{l.Kind, l.Node, l.Address, strconv.FormatBool(l.Live), strconv.FormatInt(l.Applied, 10), strings.Join(held, ", ")})
 		}
 		return c.print(list, t)
 	}}
@@ -107,7 +107,7 @@ func (c *connection) eventCommand() *cobra.Command {
 			}
 			t := table{}
 			for _, e := range events {
-				t.rows = append(t.rows, []string{fmt.Sprint(e.Number), when(e.At), string(e.Type), e.Model, e.Actor, e.Run})
+				t.rows = append(t.rows, []string{strconv.FormatInt(e.Number, 10), when(e.At), string(e.Type), e.Model, e.Actor, e.Run})
 				after = e.Number
 			}
 			if err := c.print(events, t); err != nil || (!follow && len(events) == 0) {

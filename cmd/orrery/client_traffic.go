@@ -21,7 +21,7 @@ import (
 func routesTable(list []registry.Route) table {
 	t := table{header: []string{"REVISION", "ROUTE", "AT", "BY", "OWNER", "REASON"}}
 	for _, r := range list {
-		t.rows = append(t.rows, []string{fmt.Sprint(r.Revision), routeText(r), when(r.At), r.Actor, r.Owner, r.Reason})
+		t.rows = append(t.rows, []string{strconv.FormatInt(r.Revision, 10), routeText(r), when(r.At), r.Actor, r.Owner, r.Reason})
 	}
 	return t
 }

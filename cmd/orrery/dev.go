@@ -37,7 +37,6 @@ type devOptions struct {
 	http    string
 	grpc    string
 	config  string
-	ports   map[string]int
 	workers int
 }
 

@@ -60,7 +60,7 @@ func (p *program) orchestrate(ctx context.Context, o orchestratorOptions, log *s
 		}
 	}
 	if len(o.queues) == 0 {
-		return &exitError{exitUsage, fmt.Errorf("--queues: name at least one of lifecycle, data, train")}
+		return &exitError{exitUsage, errors.New("--queues: name at least one of lifecycle, data, train")}
 	}
 	var group supervisor.Group
 	if len(o.queues) > 1 {
@@ -72,8 +72,10 @@ func (p *program) orchestrate(ctx context.Context, o orchestratorOptions, log *s
 		for _, q := range o.queues[1:] {
 			children = append(children, supervisor.Child{
 				Name: "orchestrator " + q, Log: p.stderr,
-				Args: []string{self, "orchestrator", "--queues", q, "--scratch", o.scratch, "--log-level", o.logLevel, "--registry", o.registry,
-					"--store", o.store, "--temporal", o.temporal, "--namespace", o.namespace},
+				Args: []string{
+					self, "orchestrator", "--queues", q, "--scratch", o.scratch, "--log-level", o.logLevel, "--registry", o.registry,
+					"--store", o.store, "--temporal", o.temporal, "--namespace", o.namespace,
+				},
 			})
 		}
 		group.Add("children", func(ctx context.Context) error { return supervisor.Run(ctx, log, children...) })
@@ -99,14 +101,14 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 	}
 	defer temporal.Close()
 	if err := ensureSearchAttributes(ctx, temporal, o.namespace, log); err != nil {
-		return nil //nolint:nilerr // asked to stop while waiting
+		return nil // asked to stop while waiting
 	}
 	w, err := newWorker(temporal, queue, s, objects, o)
 	if err != nil {
 		return err
 	}
 	if err := startWorker(ctx, w, log); err != nil {
-		return nil //nolint:nilerr // asked to stop while waiting
+		return nil // asked to stop while waiting
 	}
 	log.Info("polling", "queue", queue)
 	<-ctx.Done()

@@ -65,9 +65,10 @@ func Scan(raw []byte) (Info, error) {
 		case 8:
 			domain, version := "", int64(0)
 			err := each(v, func(field protowire.Number, v []byte, n uint64) error {
-				if field == 1 {
+				switch field {
+				case 1:
 					domain = string(v)
-				} else if field == 2 {
+				case 2:
 					version = int64(n) //nolint:gosec // small
 				}
 				return nil
@@ -78,6 +79,7 @@ func Scan(raw []byte) (Info, error) {
 			key, value, err := entry(v)
 			info.Metadata[key] = value
 			return err
+		default:
 		}
 		return nil
 	})
@@ -110,6 +112,7 @@ func scanGraph(raw []byte, info *Info, external map[string]bool, depth int) erro
 			})
 		case 5:
 			return scanTensor(v, external)
+		default:
 		}
 		return nil
 	})
@@ -122,6 +125,7 @@ func scanAttribute(raw []byte, info *Info, external map[string]bool, depth int) 
 			return scanTensor(v, external)
 		case 6, 11:
 			return scanGraph(v, info, external, depth+1)
+		default:
 		}
 		return nil
 	})
@@ -142,9 +146,10 @@ func scanTensor(raw []byte, external map[string]bool) error {
 
 func entry(raw []byte) (key, value string, err error) {
 	err = each(raw, func(field protowire.Number, v []byte, _ uint64) error {
-		if field == 1 {
+		switch field {
+		case 1:
 			key = string(v)
-		} else if field == 2 {
+		case 2:
 			value = string(v)
 		}
 		return nil

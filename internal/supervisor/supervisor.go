@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -61,29 +62,31 @@ func Run(ctx context.Context, log *slog.Logger, children ...Child) error {
 	defer die()
 	spawn := newSpawner(lives)
 	stops := make([]context.CancelFunc, len(children))
-	ended := make([]chan error, len(children))
+	ended := make([]chan struct{}, len(children))
 	for i, c := range children {
 		var own context.Context
 		own, stops[i] = context.WithCancel(lives)
-		ended[i] = make(chan error, 1)
-		go func() { ended[i] <- keep(own, log, spawn, c) }() // waited for below
+		ended[i] = make(chan struct{})
+		go func() { // waited for below
+			defer close(ended[i])
+			keep(own, log, spawn, c)
+		}()
 	}
 	<-ctx.Done()
-	var errs []error
-	for i := len(children) - 1; i >= 0; i-- {
-		stops[i]()
-		errs = append(errs, <-ended[i])
+	for i, stop := range slices.Backward(stops) {
+		stop()
+		<-ended[i]
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
-func keep(ctx context.Context, log *slog.Logger, spawn *spawner, c Child) error {
+func keep(ctx context.Context, log *slog.Logger, spawn *spawner, c Child) {
 	pause := 100 * time.Millisecond
 	for {
 		began := time.Now()
 		err := once(ctx, spawn, c)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // it was asked to end, and did
+			return // it was asked to end, and did
 		}
 		log.Error("a process ended and is started again", "process", c.Name, "error", err, "pause", pause)
 		if time.Since(began) > 10*time.Second {
@@ -91,7 +94,7 @@ func keep(ctx context.Context, log *slog.Logger, spawn *spawner, c Child) error 
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, 5*time.Second)

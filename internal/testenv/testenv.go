@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // the "pgx" driver
+
 	"github.com/orrery-ml/orrery/internal/toolpath"
 )
 
@@ -48,8 +50,8 @@ func Main(m *testing.M, check func() error) {
 func stopAll() {
 	mu.Lock()
 	defer mu.Unlock()
-	for i := len(cleanups) - 1; i >= 0; i-- {
-		cleanups[i]()
+	for _, cleanup := range slices.Backward(cleanups) {
+		cleanup()
 	}
 	cleanups = nil
 }
@@ -261,7 +263,7 @@ func StartMinio() (*MinioServer, error) {
 		return nil, err
 	}
 	s := &MinioServer{Endpoint: fmt.Sprintf("127.0.0.1:%d", port), Access: "orrery-test", Secret: "orrery-test-secret"}
-	s.Process = &Process{
+	s.Process = &Process{ //nolint:gosec // keys of a server that lives as long as the test
 		name: "minio", dir: dir, log: filepath.Join(dir, "log"),
 		args: []string{bin, "server", "--quiet", "--address", s.Endpoint, "--console-address", "127.0.0.1:0", filepath.Join(dir, "data")},
 		env: []string{

@@ -3,6 +3,7 @@
 package toolpath
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -48,7 +49,7 @@ func Postgres() (string, error) {
 			return dir, nil
 		}
 	}
-	return "", fmt.Errorf("PostgreSQL's initdb not found in .tools/postgres/bin, /usr/lib/postgresql or PATH: run `make setup`")
+	return "", errors.New("PostgreSQL's initdb not found in .tools/postgres/bin, /usr/lib/postgresql or PATH: run `make setup`")
 }
 
 // OnnxRuntime returns the path of the ONNX Runtime library: explicit when not empty, else beside the binary, in

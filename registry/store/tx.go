@@ -84,8 +84,8 @@ func unknownModel(db *gorm.DB, name string) error {
 	if err := db.Model(&modelRow{}).Pluck("name", &names).Error; err != nil {
 		return err
 	}
-	if close := registry.Closest(name, names); close != "" {
-		return registry.Errorf(registry.NotFound, "no model %q; did you mean %q?", name, close)
+	if near := registry.Closest(name, names); near != "" {
+		return registry.Errorf(registry.NotFound, "no model %q; did you mean %q?", name, near)
 	}
 	return registry.Errorf(registry.NotFound, "no model %q", name)
 }
@@ -103,7 +103,7 @@ func fault(op string, err error) error {
 		return &registry.Error{Code: registry.Unavailable, Op: op, Err: fmt.Errorf("registry database: %w", err)}
 	case errors.As(err, &server):
 		return &registry.Error{Code: serverCode(server.Code), Op: op, Err: err}
-	case strings.Contains(err.Error(), "disk is full"): //nolint:forbidigo // the driver has no typed error for SQLITE_FULL
+	case strings.Contains(err.Error(), "disk is full"): // the driver has no typed error for SQLITE_FULL
 		return &registry.Error{Code: registry.StorageFull, Op: op, Err: err}
 	}
 	return &registry.Error{Code: registry.Internal, Op: op, Err: err}

@@ -266,11 +266,11 @@ func writeBody(w http.ResponseWriter, r *http.Request, head []byte, tail [][]byt
 		w.Header().Set(HeaderLength, strconv.Itoa(len(head)))
 	}
 	var zip io.WriteCloser
-	switch accepted := r.Header.Get("Accept-Encoding"); {
-	case accepted == "gzip":
+	switch accepted := r.Header.Get("Accept-Encoding"); accepted {
+	case "gzip":
 		w.Header().Set("Content-Encoding", "gzip")
 		zip = gzip.NewWriter(w)
-	case accepted == "deflate":
+	case "deflate":
 		w.Header().Set("Content-Encoding", "deflate")
 		zip = zlib.NewWriter(w)
 	default:

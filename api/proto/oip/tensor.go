@@ -59,7 +59,7 @@ func countBytes(raw []byte) int64 {
 			return -1
 		}
 		size := uint64(binary.LittleEndian.Uint32(raw))
-		if uint64(len(raw)-4) < size {
+		if uint64(len(raw)-4) < size { //nolint:gosec // not negative, see above
 			return -1
 		}
 		raw = raw[4+size:]

