@@ -73,6 +73,20 @@ type Process struct {
 	log  string
 }
 
+// NewProcess describes a process whose log lies in a directory of its own; it is killed when the test binary ends.
+func NewProcess(name string, env []string, args ...string) (*Process, error) {
+	dir, err := tempDir("orrery-" + name + "-*")
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{name: name, dir: dir, env: env, args: args, log: filepath.Join(dir, "log")}
+	atEnd(p.Kill)
+	return p, nil
+}
+
+// Log returns the end of what the process wrote.
+func (p *Process) Log() string { return p.tail() }
+
 // Start starts the process; its output goes to a file in its directory.
 func (p *Process) Start() error {
 	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -94,6 +108,16 @@ func (p *Process) Kill() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // gone already is as good
 	_ = p.cmd.Wait()                                      // killed: the state says so
 	p.cmd = nil
+}
+
+// Interrupt asks the process to stop and waits until it has.
+func (p *Process) Interrupt() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	err := p.cmd.Wait()
+	p.cmd = nil
+	return err
 }
 
 func (p *Process) tail() string {
@@ -296,6 +320,9 @@ type TemporalServer struct {
 
 	Address string
 }
+
+// Bin returns the path of the Temporal CLI.
+func (s *TemporalServer) Bin() string { return s.args[0] }
 
 // StartTemporal starts a Temporal dev server without its UI.
 func StartTemporal() (*TemporalServer, error) {

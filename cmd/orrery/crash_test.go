@@ -1,0 +1,143 @@
+package main
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/orrery-ml/orrery/api/client"
+	"github.com/orrery-ml/orrery/registry"
+)
+
+func canary(version int, requests int64) client.NewRollout {
+	s := client.NewRolloutStrategy("steps")
+	steps := []float32{20, 50}
+	return client.NewRollout{Version: version, Strategy: &s, Steps: &steps, BakeRequests: &requests}
+}
+
+// The orchestrator dies mid-bake, a worker mid-traffic and a server mid-rollout; the roll-out finishes and no answer
+// is another version's.
+func TestRollout_SurvivesKills(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 2)
+	c.model("m", 2)
+	c.allAtOnce("m", 1)
+	traffic := c.load("m", 4)
+	run := c.rollout("m", canary(2, 800))
+
+	c.phase(0, run.Id, "step 1")
+	c.orchestrator.Kill()
+	time.Sleep(time.Second)
+	c.workers[0].Kill()
+	time.Sleep(500 * time.Millisecond)
+	require.NoError(t, c.orchestrator.Start())
+	require.NoError(t, c.workers[0].Start())
+
+	c.phase(0, run.Id, "step 2")
+	c.servers[1].Kill()
+	time.Sleep(time.Second)
+	require.NoError(t, c.servers[1].Start())
+
+	ended := c.ended(run.Id)
+	require.Equal(t, string(registry.Promoted), ended.Outcome, ended.Message)
+	c.consistent("m", 2)
+	traffic.check(0.001)
+}
+
+// Rollback is one write in the server: it works while Temporal is down, and the roll-out it overtook ends SUPERSEDED
+// once Temporal is back.
+func TestRollback_WorksWhileTemporalIsDown(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 2)
+	c.allAtOnce("m", 1)
+	run := c.rollout("m", canary(2, 100_000))
+	c.phase(0, run.Id, "step 1")
+	c.temporal.Kill()
+
+	began := time.Now()
+	reason := "it looks bad"
+	r, err := decode[registry.Route](c.api(0).Rollback(t.Context(), "m", client.Decision{Reason: &reason}))
+	require.NoError(t, err)
+	require.Less(t, time.Since(began), 2*time.Second)
+	require.Equal(t, registry.StableOnly(1), r.Arms)
+	_, version, _, err := infer(t.Context(), c.servers[0].url(), "m", 1, "k")
+	require.NoError(t, err)
+	require.Equal(t, "1", version)
+	_, err = decode[client.Run](c.api(0).StartRollout(t.Context(), "m", nil, canary(2, 1)))
+	require.ErrorContains(t, err, "Temporal does not answer")
+
+	require.NoError(t, c.temporal.Start())
+	ended := c.ended(run.Id)
+	require.Equal(t, string(registry.Superseded), ended.Outcome, ended.Message)
+	c.consistent("m", 1)
+}
+
+// A workflow that is terminated runs no compensation; the reaper reverts what it left.
+func TestRollout_TerminatedByHandLeavesNoOrphanArm(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 2)
+	c.allAtOnce("m", 1)
+	run := c.rollout("m", canary(2, 100_000))
+	c.phase(0, run.Id, "step 1")
+	out, err := exec.CommandContext(t.Context(), c.temporal.Bin(), "workflow", "terminate", "--workflow-id", run.WorkflowId, "--address", c.temporal.Address).CombinedOutput()
+	require.NoError(t, err, string(out))
+
+	ended := c.ended(run.Id)
+	require.Equal(t, string(registry.Terminated), ended.Outcome)
+	require.Eventually(t, func() bool { return len(c.route(0, "m").Arms) == 1 }, 20*time.Second, 50*time.Millisecond)
+	c.consistent("m", 1)
+	again := c.rollout("m", canary(2, 1))
+	require.NotEmpty(t, again.Id, "the model is not locked")
+	_, err = decode[client.Run](c.api(0).DecideRun(t.Context(), again.Id, "abort", client.Decision{}))
+	require.NoError(t, err)
+	require.Equal(t, string(registry.Aborted), c.ended(again.Id).Outcome)
+	c.consistent("m", 1)
+}
+
+// Loaded models answer while the database is down, and a server that starts then serves its last route from disk.
+func TestServer_StartsFromDiskWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 1)
+	c.allAtOnce("m", 1)
+	c.postgres.Kill()
+	c.servers[0].Kill()
+	require.NoError(t, c.servers[0].Start())
+	require.Eventually(t, func() bool {
+		_, version, _, err := infer(t.Context(), c.servers[0].url(), "m", 1, "k")
+		return err == nil && version == "1"
+	}, 30*time.Second, 100*time.Millisecond)
+	_, err := decode[[]client.Model](c.api(0).ListModels(t.Context()))
+	require.ErrorContains(t, err, "registry database")
+
+	require.NoError(t, c.postgres.Start())
+	c.awaitReady(0, 1)
+	c.consistent("m", 1)
+}
+
+// Two roll-outs of one model: the second is refused with the id of the first. A bad candidate is rolled back.
+func TestRollout_OneAtATimeAndRolledBackWhenWorse(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 1)
+	c.allAtOnce("m", 1)
+	bad := c.upload("m", map[string][]byte{"model.onnx": echo(2, 60)}) // fails for x from 60 to 99
+	require.Equal(t, "SUCCEEDED", bad.State, bad.Message)
+	l := c.load("m", 4)
+	run := c.rollout("m", canary(2, 100_000))
+	_, err := decode[client.Run](c.api(0).StartRollout(t.Context(), "m", nil, canary(2, 1)))
+	require.ErrorContains(t, err, run.Id)
+	ended := c.ended(run.Id)
+	require.Equal(t, string(registry.RolledBack), ended.Outcome, ended.Message)
+	require.True(t, strings.Contains(ended.Message, "errs more often"), ended.Message)
+	l.stop()
+	c.consistent("m", 1)
+	evidence, err := decode[[]registry.Evidence](c.api(0).ListEvidence(t.Context(), run.Id))
+	require.NoError(t, err)
+	require.NotEmpty(t, evidence)
+}
