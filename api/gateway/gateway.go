@@ -37,15 +37,6 @@ type Recorder interface {
 	Configure(m registry.Model, versions map[int]registry.Version)
 }
 
-// NoRecorder records nothing.
-type NoRecorder struct{}
-
-// Record implements Recorder.
-func (NoRecorder) Record(Traffic) {}
-
-// Configure implements Recorder.
-func (NoRecorder) Configure(registry.Model, map[int]registry.Version) {}
-
 // Config is a gateway's configuration.
 type Config struct {
 	Node      string // name people know it by

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -65,6 +66,9 @@ func (s *Service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest
 		return nil, err
 	}
 	a.ModelName = r.GetModelName()
+	if a.GetId() == "" { // labels are joined by it
+		a.Id = uuid.NewString()
+	}
 	if pinned == 0 {
 		if a.Parameters == nil {
 			a.Parameters = map[string]*inference.InferParameter{}

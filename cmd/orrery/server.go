@@ -118,14 +118,15 @@ func serve(ctx context.Context, o serverOptions, log *slog.Logger) error {
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	recorder := gateway.NewRecorder(objects, metrics, log)
 	g, err := gateway.New(gateway.Config{
 		Node: o.node, Address: o.grpc, StateFile: filepath.Join(o.stateDir, "route.json"), JoinToken: o.token,
-	}, s, gateway.NoRecorder{}, gateway.NewMetrics(metrics), log)
+	}, s, recorder, gateway.NewMetrics(metrics), log)
 	if err != nil {
 		return err
 	}
 	front := api.New(api.Config{Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace}, s, objects, temporal, g, log)
-	return listenAndServe(ctx, o, g, front, front.Handler(metrics), log)
+	return listenAndServe(ctx, o, plane{g, recorder, front, front.Handler(metrics)}, log)
 }
 
 // ensureAdmin makes the key in ORRERY_ADMIN_KEY an admin key when it is not known yet. While the registry is away that
@@ -154,7 +155,15 @@ func ensureAdmin(ctx context.Context, s *store.Store, secret string, log *slog.L
 	return err
 }
 
-func listenAndServe(ctx context.Context, o serverOptions, g *gateway.Gateway, front *api.Server, handler http.Handler, log *slog.Logger) error {
+// plane is what a server serves.
+type plane struct {
+	gateway  *gateway.Gateway
+	recorder *gateway.TrafficRecorder
+	front    *api.Server
+	handler  http.Handler
+}
+
+func listenAndServe(ctx context.Context, o serverOptions, p plane, log *slog.Logger) error {
 	var listen net.ListenConfig
 	web, err := listen.Listen(ctx, "tcp", o.http)
 	if err != nil {
@@ -164,29 +173,34 @@ func listenAndServe(ctx context.Context, o serverOptions, g *gateway.Gateway, fr
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen for gRPC: %w", err), web.Close())
 	}
-	rest := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	rest := &http.Server{Handler: p.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	server := grpc.NewServer(
-		grpc.MaxRecvMsgSize(gateway.MaxMessage), grpc.MaxSendMsgSize(gateway.MaxMessage), grpc.ChainUnaryInterceptor(front.UnaryAuth),
+		grpc.MaxRecvMsgSize(gateway.MaxMessage), grpc.MaxSendMsgSize(gateway.MaxMessage), grpc.ChainUnaryInterceptor(p.front.UnaryAuth),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
-	inference.RegisterGRPCInferenceServiceServer(server, g.Service())
-	attach.RegisterAttachServiceServer(server, g.AttachService())
+	inference.RegisterGRPCInferenceServiceServer(server, p.gateway.Service())
+	attach.RegisterAttachServiceServer(server, p.gateway.AttachService())
 	var group supervisor.Group
-	// Requests end before the gateway flushes what it counted of them.
+	// Requests end before what was counted and recorded of them is written.
 	drained := make(chan struct{})
-	group.Add("gateway", func(ctx context.Context) error {
-		inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		go func() { <-ctx.Done(); g.Stop(); <-drained; cancel() }() // ends with the gateway
-		return g.Run(inner)
-	})
+	afterwards := func(f func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error {
+			inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+			defer cancel()
+			go func() { <-ctx.Done(); p.gateway.Stop(); <-drained; cancel() }() // ends with f
+			return f(inner)
+		}
+	}
+	group.Add("gateway", afterwards(p.gateway.Run))
+	group.Add("recorder", afterwards(p.recorder.Run))
 	group.Add("http", func(ctx context.Context) error {
 		defer close(drained)
 		return serveBoth(ctx, rest, web, server, rpc)
 	})
-	group.Add("reconciler", front.Reconcile)
+	group.Add("reconciler", p.front.Reconcile)
 	log.Info("serving", "http", web.Addr().String(), "grpc", rpc.Addr().String(), "hosts", strings.Join(slices.Clone(o.hosts), ","))
 	err = group.Run(ctx)
-	front.Close()
+	p.front.Close()
 	return err
 }
 
