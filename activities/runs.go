@@ -59,6 +59,12 @@ type RunResult struct {
 	Revision  int64              `json:"revision,omitempty"`  // roll-out: of the route at the end
 	Warnings  []string           `json:"warnings,omitempty"`  // roll-out: of preflight
 	Judgement *monitor.Judgement `json:"judgement,omitempty"` // roll-out: the last
+	Output    string             `json:"output,omitempty"`    // batch: the manifest; drift: the report; retrain: the comparison
+	Rows      int64              `json:"rows,omitempty"`      // batch, drift: rows read
+	Failed    int64              `json:"failed,omitempty"`    // batch: rows that failed
+	Version   int                `json:"version,omitempty"`   // retrain: the challenger
+	Champion  float64            `json:"champion,omitempty"`  // retrain: the champion's loss on the held-out rows
+	Challenge float64            `json:"challenge,omitempty"` // retrain: the challenger's
 }
 
 // EndRun writes how a run ended; the first end stays.

@@ -180,8 +180,7 @@ func (a *Traffic) awaitApplied(ctx context.Context, event int64) error {
 		if err != nil {
 			return false, err
 		}
-		behind := slices.ContainsFunc(leases, func(l registry.Lease) bool { return l.Applied < event })
-		return !behind, nil
+		return len(registry.Behind(leases, event)) == 0, nil
 	})
 }
 

@@ -80,10 +80,36 @@ func (s *Server) moveAll(ctx context.Context, model string, decide func([]regist
 		if c.Take && registry.CodeOf(err) == registry.Conflict && attempt < 5 {
 			continue
 		}
-		if err == nil && len(history) > 0 && history[0].Owner != "" {
+		if err != nil {
+			return made, err
+		}
+		if len(history) > 0 && history[0].Owner != "" {
 			s.tell(ctx, model, workflows.Decision{Actor: c.Actor, Reason: c.Reason})
 		}
-		return made, err
+		s.awaitApplied(ctx, made.Event)
+		return made, nil
+	}
+}
+
+// appliedLimit bounds how long an answer waits for gateways; one that does not come along is shown by its lease.
+const appliedLimit = 3 * time.Second
+
+// awaitApplied returns once every leased gateway has applied an event, so that who changed a route by hand sees the
+// change in the next request, or when the limit is over.
+func (s *Server) awaitApplied(ctx context.Context, event int64) {
+	ctx, cancel := context.WithTimeout(ctx, appliedLimit)
+	defer cancel()
+	for {
+		leases, err := s.store.Leases(ctx, registry.GatewayLease, time.Now())
+		if err == nil && len(registry.Behind(leases, event)) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			s.log.Warn("a gateway has not applied a route yet", "event", event)
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }
 

@@ -1,6 +1,9 @@
 package registry
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // LeaseKind says what kind of process holds a lease.
 type LeaseKind string
@@ -22,6 +25,11 @@ type Lease struct {
 	StartedAt time.Time
 	Expires   time.Time
 	Worker    WorkerState
+}
+
+// Behind returns the leases that have not applied an event yet.
+func Behind(leases []Lease, event int64) []Lease {
+	return slices.DeleteFunc(slices.Clone(leases), func(l Lease) bool { return l.Applied >= event })
 }
 
 // WorkerState is what a worker reports of itself.

@@ -45,6 +45,7 @@ func tryOptions(ctx workflow.Context) workflow.Context {
 func RegisterVersion(ctx workflow.Context, in RegisterVersionInput) (RegisterVersionResult, error) {
 	var runs *activities.Runs
 	var models *activities.Models
+	var data *activities.Data
 	if err := workflow.ExecuteActivity(quick(ctx), runs.BeginRun, activities.BeginRunInput{RunID: in.RunID, Phase: "trying the model"}).Get(ctx, nil); err != nil {
 		return RegisterVersionResult{}, err
 	}
@@ -53,13 +54,10 @@ func RegisterVersion(ctx workflow.Context, in RegisterVersionInput) (RegisterVer
 	err := workflow.ExecuteActivity(tryOptions(ctx), models.TryVersion, activities.TryVersionInput{Model: in.Model, Version: in.Version}).Get(ctx, &tried)
 	if err == nil && tried.Derived.Documents.TrainingData != "" {
 		var built activities.BuildBaselineResult
-		err = workflow.ExecuteActivity(dataOptions(ctx), models.BuildBaseline, activities.BuildBaselineInput{
+		err = workflow.ExecuteActivity(dataOptions(ctx), data.BuildBaseline, activities.BuildBaselineInput{
 			Model: in.Model, Version: in.Version, Derived: tried.Derived,
 		}).Get(ctx, &built)
 		tried.Derived.Documents.Baseline = built.Baseline
-		if built.Features != nil {
-			tried.Derived.Signature.Inputs[0].Features = built.Features
-		}
 	}
 	end := activities.EndRunInput{RunID: in.RunID, State: registry.RunSucceeded, Message: fmt.Sprintf("version %d is ready", in.Version)}
 	finish.Derived = tried.Derived

@@ -14,6 +14,11 @@ func Register(w worker.WorkflowRegistry) {
 		RegisterVersionName: RegisterVersion,
 		RolloutName:         Rollout,
 		WatchName:           Watch,
+		BatchScoreName:      BatchScore,
+		DriftCheckName:      DriftCheck,
+		RetrainPolicyName:   RetrainPolicy,
+		RetrainName:         Retrain,
+		RetentionName:       Retention,
 	} {
 		w.RegisterWorkflowWithOptions(f, workflow.RegisterOptions{Name: name})
 	}

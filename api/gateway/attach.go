@@ -150,7 +150,9 @@ func (g *Gateway) assignment(worker string) (list []*attach.HeldVersion, positio
 	for name, m := range t.models {
 		for number, v := range m.versions {
 			leased := m.leased(number, now)
-			if !leased && !g.wanted(name, number, now, time.Duration(m.model.Config.KeepAliveSecs)*time.Second) {
+			if leased {
+				g.want(name, number)
+			} else if !g.wanted(name, number, now, time.Duration(m.model.Config.KeepAliveSecs)*time.Second) {
 				continue
 			}
 			if !place(workers, name, number, m.model.Config.Replicas)[worker] {

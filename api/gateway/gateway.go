@@ -254,24 +254,26 @@ func (g *Gateway) flush(ctx context.Context) {
 	}
 }
 
-// want remembers that a version that nothing leases was asked for.
-func (g *Gateway) want(model string, version int) {
+// want remembers that a version is leased or was asked for, and tells whether that is news.
+func (g *Gateway) want(model string, version int) (news bool) {
 	g.demandMu.Lock()
+	defer g.demandMu.Unlock()
 	k := demandKey{model, version}
 	_, known := g.demand[k]
 	g.demand[k] = time.Now()
-	g.demandMu.Unlock()
-	if !known {
-		g.fleet.ringAll()
-	}
+	return !known
 }
+
+// leastKeep is how long a version stays at least after it was last leased or asked for: requests that were routed to
+// it before the route changed are still under way.
+const leastKeep = 10 * time.Second
 
 func (g *Gateway) wanted(model string, version int, now time.Time, keep time.Duration) bool {
 	g.demandMu.Lock()
 	defer g.demandMu.Unlock()
 	k := demandKey{model, version}
 	last, ok := g.demand[k]
-	if ok && now.Sub(last) > keep {
+	if ok && now.Sub(last) > max(keep, leastKeep) {
 		delete(g.demand, k)
 		return false
 	}

@@ -163,8 +163,8 @@ func (g *Gateway) awaitWorker(ctx context.Context, model string, version int, ex
 		if w != nil {
 			return w, nil
 		}
-		if !asked {
-			g.want(model, version)
+		if !asked && g.want(model, version) {
+			g.fleet.ringAll()
 		}
 		select {
 		case <-changed:

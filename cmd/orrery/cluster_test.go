@@ -242,7 +242,7 @@ func (c *cluster) ended(id string) client.Run {
 			}
 		}
 		return run.EndedAt != nil
-	}, 90*time.Second, 50*time.Millisecond, "run %s did not end", id)
+	}, 150*time.Second, 50*time.Millisecond, "run %s did not end", id)
 	return run
 }
 
@@ -252,7 +252,7 @@ func (c *cluster) phase(server int, id, phase string) {
 	require.Eventually(c.t, func() bool {
 		run, err := decode[client.Run](c.api(server).GetRun(c.t.Context(), id))
 		return err == nil && strings.Contains(run.Phase, phase)
-	}, 60*time.Second, 20*time.Millisecond, "run %s never came to %q", id, phase)
+	}, 150*time.Second, 20*time.Millisecond, "run %s never came to %q", id, phase)
 }
 
 func (c *cluster) route(server int, model string) registry.Route {
