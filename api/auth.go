@@ -33,7 +33,11 @@ var needs = map[string]registry.KeyRole{
 	"GetVersion": registry.Viewer, "GetRoute": registry.Viewer, "ListRoutes": registry.Viewer, "ListAliases": registry.Viewer,
 	"ListAliasMoves": registry.Viewer, "ListRuns": registry.Viewer, "GetRun": registry.Viewer, "ListEvidence": registry.Viewer,
 	"ListLeases": registry.Viewer, "ListEvents": registry.Viewer,
-	"HeadBlob": registry.Developer, "PutBlob": registry.Developer, "CreateModel": registry.Developer, "RegisterVersion": registry.Developer,
+	"GetObject": registry.Viewer, "ListSchedules": registry.Viewer, "AddLabels": registry.Predictor,
+	"PutObject": registry.Developer, "StartBatch": registry.Developer, "StartDriftCheck": registry.Developer,
+	"CreateSchedule": registry.Deployer, "DeleteSchedule": registry.Deployer, "TriggerSchedule": registry.Deployer,
+	"TriggerRetrain": registry.Deployer,
+	"HeadBlob":       registry.Developer, "PutBlob": registry.Developer, "CreateModel": registry.Developer, "RegisterVersion": registry.Developer,
 	"ConfigureModel": registry.Deployer, "ArchiveVersion": registry.Deployer, "SetRoute": registry.Deployer, "Rollback": registry.Deployer,
 	"SetAlias": registry.Deployer, "DeleteAlias": registry.Deployer, "StartRollout": registry.Deployer, "DecideRun": registry.Deployer,
 }

@@ -257,6 +257,10 @@ func workflowOf(run registry.Run) (name, id, queue string, in any) {
 			workflows.RegisterVersionInput{RunID: run.ID, Model: run.Model, Version: run.Version}
 	case registry.KindRollout:
 		return workflows.RolloutName, workflows.RolloutID(run.Model), workflows.LifecycleQueue, run.Input
+	case registry.KindBatch:
+		return workflows.BatchScoreName, run.WorkflowID, workflows.LifecycleQueue, run.Input
+	case registry.KindDrift:
+		return workflows.DriftCheckName, run.WorkflowID, workflows.LifecycleQueue, run.Input
 	default: // the others are started by workflows and schedules
 		return "", "", "", nil
 	}

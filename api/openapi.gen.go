@@ -42,6 +42,27 @@ func (e NewRolloutStrategy) Valid() bool {
 	}
 }
 
+// Defines values for NewScheduleKind.
+const (
+	Batch     NewScheduleKind = "batch"
+	Drift     NewScheduleKind = "drift"
+	Retention NewScheduleKind = "retention"
+)
+
+// Valid indicates whether the value is a known member of the NewScheduleKind enum.
+func (e NewScheduleKind) Valid() bool {
+	switch e {
+	case Batch:
+		return true
+	case Drift:
+		return true
+	case Retention:
+		return true
+	default:
+		return false
+	}
+}
+
 // Alias defines model for Alias.
 type Alias struct {
 	Actor     string    `json:"actor"`
@@ -91,6 +112,13 @@ type Key struct {
 	Secret *string `json:"secret,omitempty"`
 }
 
+// Label defines model for Label.
+type Label struct {
+	// Id Id of the answer; of row i of an answer with several rows: id/i.
+	Id    string  `json:"id"`
+	Label float64 `json:"label"`
+}
+
 // Lease defines model for Lease.
 type Lease struct {
 	Address string               `json:"address"`
@@ -129,6 +157,31 @@ type ModelConfiguration struct {
 
 	// Revision Revision the change was decided on; 0 or none takes what there is.
 	Revision *int64 `json:"revision,omitempty"`
+}
+
+// NewBatch defines model for NewBatch.
+type NewBatch struct {
+	// Input Key of an uploaded file, below data/.
+	Input string `json:"input"`
+
+	// MaxFailedShare Share of rows that may fail; default 0.
+	MaxFailedShare   *float64 `json:"max_failed_share,omitempty"`
+	RowsPerPartition *int64   `json:"rows_per_partition,omitempty"`
+
+	// Version None is the champion.
+	Version *int `json:"version,omitempty"`
+}
+
+// NewDriftCheck defines model for NewDriftCheck.
+type NewDriftCheck struct {
+	// Thresholds Thresholds that differ from the defaults.
+	Thresholds *json.RawMessage `json:"thresholds,omitempty"`
+
+	// Until Default now.
+	Until *time.Time `json:"until,omitempty"`
+
+	// WindowSeconds Default a day.
+	WindowSeconds *int64 `json:"window_seconds,omitempty"`
 }
 
 // NewKey defines model for NewKey.
@@ -183,6 +236,24 @@ type NewRollout struct {
 
 // NewRolloutStrategy Default canary: one step of 10 %.
 type NewRolloutStrategy string
+
+// NewSchedule defines model for NewSchedule.
+type NewSchedule struct {
+	Batch *NewBatch `json:"batch,omitempty"`
+
+	// Cron Five fields: minute hour day month weekday.
+	Cron  string          `json:"cron"`
+	Drift *NewDriftCheck  `json:"drift,omitempty"`
+	Kind  NewScheduleKind `json:"kind"`
+	Model *string         `json:"model,omitempty"`
+	Name  string          `json:"name"`
+
+	// TimeZone Default UTC.
+	TimeZone *string `json:"time_zone,omitempty"`
+}
+
+// NewScheduleKind defines model for NewSchedule.Kind.
+type NewScheduleKind string
 
 // NewVersion defines model for NewVersion.
 type NewVersion struct {
@@ -242,6 +313,21 @@ type Run struct {
 	WorkflowId  string           `json:"workflow_id"`
 }
 
+// Schedule defines model for Schedule.
+type Schedule struct {
+	Cron         string  `json:"cron"`
+	Kind         string  `json:"kind"`
+	LastWorkflow *string `json:"last_workflow,omitempty"`
+
+	// Missed Runs that were not started in time.
+	Missed  int        `json:"missed"`
+	Model   string     `json:"model"`
+	Name    string     `json:"name"`
+	Next    *time.Time `json:"next,omitempty"`
+	Paused  bool       `json:"paused"`
+	Running int        `json:"running"`
+}
+
 // ServingConfig How the model is served; see docs/serving.md.
 type ServingConfig = registry.ServingConfig
 
@@ -268,6 +354,13 @@ type Status struct {
 	// TemporalUi Where the Temporal UI is.
 	TemporalUi *string `json:"temporal_ui,omitempty"`
 	Version    string  `json:"version"`
+}
+
+// Trigger defines model for Trigger.
+type Trigger struct {
+	// From Backfill: begin of the times to run for.
+	From *time.Time `json:"from,omitempty"`
+	To   *time.Time `json:"to,omitempty"`
 }
 
 // Version defines model for Version.
@@ -315,6 +408,21 @@ type ListEventsParams struct {
 	Wait *int `form:"wait,omitempty" json:"wait,omitempty"`
 }
 
+// StartBatchParams defines parameters for StartBatch.
+type StartBatchParams struct {
+	// IdempotencyKey The same key, path and body answer the same for 24 hours.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// StartDriftCheckParams defines parameters for StartDriftCheck.
+type StartDriftCheckParams struct {
+	// IdempotencyKey The same key, path and body answer the same for 24 hours.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// AddLabelsJSONBody defines parameters for AddLabels.
+type AddLabelsJSONBody = []Label
+
 // StartRolloutParams defines parameters for StartRollout.
 type StartRolloutParams struct {
 	// IdempotencyKey The same key, path and body answer the same for 24 hours.
@@ -325,6 +433,19 @@ type StartRolloutParams struct {
 type RegisterVersionParams struct {
 	// IdempotencyKey The same key, path and body answer the same for 24 hours.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetObjectParams defines parameters for GetObject.
+type GetObjectParams struct {
+	// Key Key in the object store; uploads lie below data/.
+	Key string `form:"key" json:"key"`
+}
+
+// PutObjectParams defines parameters for PutObject.
+type PutObjectParams struct {
+	// Key Key in the object store; uploads lie below data/.
+	Key           string `form:"key" json:"key"`
+	ContentLength int64  `json:"Content-Length"`
 }
 
 // ListRunsParams defines parameters for ListRuns.
@@ -351,6 +472,18 @@ type ConfigureModelJSONRequestBody = ModelConfiguration
 // SetAliasJSONRequestBody defines body for SetAlias for application/json ContentType.
 type SetAliasJSONRequestBody = AliasChange
 
+// StartBatchJSONRequestBody defines body for StartBatch for application/json ContentType.
+type StartBatchJSONRequestBody = NewBatch
+
+// StartDriftCheckJSONRequestBody defines body for StartDriftCheck for application/json ContentType.
+type StartDriftCheckJSONRequestBody = NewDriftCheck
+
+// AddLabelsJSONRequestBody defines body for AddLabels for application/json ContentType.
+type AddLabelsJSONRequestBody = AddLabelsJSONBody
+
+// TriggerRetrainJSONRequestBody defines body for TriggerRetrain for application/json ContentType.
+type TriggerRetrainJSONRequestBody = Decision
+
 // RollbackJSONRequestBody defines body for Rollback for application/json ContentType.
 type RollbackJSONRequestBody = Decision
 
@@ -365,6 +498,12 @@ type RegisterVersionJSONRequestBody = NewVersion
 
 // DecideRunJSONRequestBody defines body for DecideRun for application/json ContentType.
 type DecideRunJSONRequestBody = Decision
+
+// CreateScheduleJSONRequestBody defines body for CreateSchedule for application/json ContentType.
+type CreateScheduleJSONRequestBody = NewSchedule
+
+// TriggerScheduleJSONRequestBody defines body for TriggerSchedule for application/json ContentType.
+type TriggerScheduleJSONRequestBody = Trigger
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -413,6 +552,18 @@ type ServerInterface interface {
 	// ListAliasMoves Which version the alias named when, and who moved it, newest first.
 	// (GET /models/{model}/aliases/{alias}/history)
 	ListAliasMoves(c *gin.Context, model ModelName, alias string)
+	// StartBatch Score a CSV or Parquet file.
+	// (POST /models/{model}/batch)
+	StartBatch(c *gin.Context, model ModelName, params StartBatchParams)
+	// StartDriftCheck Compare recent traffic with the training data.
+	// (POST /models/{model}/drift-checks)
+	StartDriftCheck(c *gin.Context, model ModelName, params StartDriftCheckParams)
+	// AddLabels Say what became of inferences, by the ids of their answers.
+	// (POST /models/{model}/labels)
+	AddLabels(c *gin.Context, model ModelName)
+	// TriggerRetrain Ask the model's retrain policy for a retraining.
+	// (POST /models/{model}/retrain)
+	TriggerRetrain(c *gin.Context, model ModelName)
 	// Rollback Go back now. It works while Temporal is down; a roll-out under way ends as SUPERSEDED.
 	// (POST /models/{model}/rollback)
 	Rollback(c *gin.Context, model ModelName)
@@ -440,6 +591,12 @@ type ServerInterface interface {
 	// GetVersion One version.
 	// (GET /models/{model}/versions/{version})
 	GetVersion(c *gin.Context, model ModelName, version int)
+	// GetObject Download a result of a run.
+	// (GET /objects)
+	GetObject(c *gin.Context, params GetObjectParams)
+	// PutObject Upload data for batch scoring under a key below data/.
+	// (PUT /objects)
+	PutObject(c *gin.Context, params PutObjectParams)
 	// ListRuns Runs, newest first.
 	// (GET /runs)
 	ListRuns(c *gin.Context, params ListRunsParams)
@@ -452,6 +609,18 @@ type ServerInterface interface {
 	// DecideRun Say something to a run.
 	// (POST /runs/{run}/{action})
 	DecideRun(c *gin.Context, run RunID, action string)
+	// ListSchedules The schedules.
+	// (GET /schedules)
+	ListSchedules(c *gin.Context)
+	// CreateSchedule Run a batch job, a drift check or retention by the clock.
+	// (POST /schedules)
+	CreateSchedule(c *gin.Context)
+	// DeleteSchedule Delete a schedule.
+	// (DELETE /schedules/{schedule})
+	DeleteSchedule(c *gin.Context, schedule string)
+	// TriggerSchedule Run it now, or for times that are past (backfill).
+	// (POST /schedules/{schedule}/trigger)
+	TriggerSchedule(c *gin.Context, schedule string)
 	// GetStatus What this server is and how its parts are.
 	// (GET /status)
 	GetStatus(c *gin.Context)
@@ -853,6 +1022,154 @@ func (siw *ServerInterfaceWrapper) ListAliasMoves(c *gin.Context) {
 	siw.Handler.ListAliasMoves(c, model, alias)
 }
 
+// StartBatch operation middleware
+func (siw *ServerInterfaceWrapper) StartBatch(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "model" -------------
+	var model ModelName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "model", c.Param("model"), &model, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter model: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartBatchParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.StartBatch(c, model, params)
+}
+
+// StartDriftCheck operation middleware
+func (siw *ServerInterfaceWrapper) StartDriftCheck(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "model" -------------
+	var model ModelName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "model", c.Param("model"), &model, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter model: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartDriftCheckParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.StartDriftCheck(c, model, params)
+}
+
+// AddLabels operation middleware
+func (siw *ServerInterfaceWrapper) AddLabels(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "model" -------------
+	var model ModelName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "model", c.Param("model"), &model, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter model: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.AddLabels(c, model)
+}
+
+// TriggerRetrain operation middleware
+func (siw *ServerInterfaceWrapper) TriggerRetrain(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "model" -------------
+	var model ModelName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "model", c.Param("model"), &model, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter model: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.TriggerRetrain(c, model)
+}
+
 // Rollback operation middleware
 func (siw *ServerInterfaceWrapper) Rollback(c *gin.Context) {
 
@@ -1144,6 +1461,84 @@ func (siw *ServerInterfaceWrapper) GetVersion(c *gin.Context) {
 	siw.Handler.GetVersion(c, model, version)
 }
 
+// GetObject operation middleware
+func (siw *ServerInterfaceWrapper) GetObject(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetObjectParams
+
+	// ------------- Required query parameter "key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "key", c.Request.URL.Query(), &params.Key, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetObject(c, params)
+}
+
+// PutObject operation middleware
+func (siw *ServerInterfaceWrapper) PutObject(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PutObjectParams
+
+	// ------------- Required query parameter "key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "key", c.Request.URL.Query(), &params.Key, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Required header parameter "Content-Length" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Content-Length")]; found {
+		var ContentLength int64
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Content-Length, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Content-Length", valueList[0], &ContentLength, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: "int64"})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Content-Length: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.ContentLength = ContentLength
+
+	} else {
+		siw.ErrorHandler(c, fmt.Errorf("Header parameter Content-Length is required, but not found"), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.PutObject(c, params)
+}
+
 // ListRuns operation middleware
 func (siw *ServerInterfaceWrapper) ListRuns(c *gin.Context) {
 
@@ -1295,6 +1690,82 @@ func (siw *ServerInterfaceWrapper) DecideRun(c *gin.Context) {
 	siw.Handler.DecideRun(c, run, action)
 }
 
+// ListSchedules operation middleware
+func (siw *ServerInterfaceWrapper) ListSchedules(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListSchedules(c)
+}
+
+// CreateSchedule operation middleware
+func (siw *ServerInterfaceWrapper) CreateSchedule(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateSchedule(c)
+}
+
+// DeleteSchedule operation middleware
+func (siw *ServerInterfaceWrapper) DeleteSchedule(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "schedule" -------------
+	var schedule string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "schedule", c.Param("schedule"), &schedule, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter schedule: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteSchedule(c, schedule)
+}
+
+// TriggerSchedule operation middleware
+func (siw *ServerInterfaceWrapper) TriggerSchedule(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "schedule" -------------
+	var schedule string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "schedule", c.Param("schedule"), &schedule, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter schedule: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.TriggerSchedule(c, schedule)
+}
+
 // GetStatus operation middleware
 func (siw *ServerInterfaceWrapper) GetStatus(c *gin.Context) {
 
@@ -1364,6 +1835,16 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/keys", wrapper.ListKeys)
 	router.POST(options.BaseURL+"/keys", wrapper.CreateKey)
 	router.DELETE(options.BaseURL+"/keys/:id", wrapper.RevokeKey)
+	router.GET(options.BaseURL+"/objects", wrapper.GetObject)
+	router.PUT(options.BaseURL+"/objects", wrapper.PutObject)
+	router.POST(options.BaseURL+"/models/:model/labels", wrapper.AddLabels)
+	router.POST(options.BaseURL+"/models/:model/batch", wrapper.StartBatch)
+	router.POST(options.BaseURL+"/models/:model/drift-checks", wrapper.StartDriftCheck)
+	router.POST(options.BaseURL+"/models/:model/retrain", wrapper.TriggerRetrain)
+	router.GET(options.BaseURL+"/schedules", wrapper.ListSchedules)
+	router.POST(options.BaseURL+"/schedules", wrapper.CreateSchedule)
+	router.DELETE(options.BaseURL+"/schedules/:schedule", wrapper.DeleteSchedule)
+	router.POST(options.BaseURL+"/schedules/:schedule/trigger", wrapper.TriggerSchedule)
 }
 
 type AcceptedResponseHeaders struct {
@@ -1942,6 +2423,162 @@ func (response ListAliasMovesdefaultApplicationProblemPlusJSONResponse) VisitLis
 	return err
 }
 
+type StartBatchRequestObject struct {
+	Model  ModelName `json:"model"`
+	Params StartBatchParams
+	Body   *StartBatchJSONRequestBody
+}
+
+type StartBatchResponseObject interface {
+	VisitStartBatchResponse(w http.ResponseWriter) error
+}
+
+type StartBatch202JSONResponse struct{ AcceptedJSONResponse }
+
+func (response StartBatch202JSONResponse) VisitStartBatchResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.Location != nil {
+		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
+	}
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartBatchdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartBatchdefaultApplicationProblemPlusJSONResponse) VisitStartBatchResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartDriftCheckRequestObject struct {
+	Model  ModelName `json:"model"`
+	Params StartDriftCheckParams
+	Body   *StartDriftCheckJSONRequestBody
+}
+
+type StartDriftCheckResponseObject interface {
+	VisitStartDriftCheckResponse(w http.ResponseWriter) error
+}
+
+type StartDriftCheck202JSONResponse struct{ AcceptedJSONResponse }
+
+func (response StartDriftCheck202JSONResponse) VisitStartDriftCheckResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.Location != nil {
+		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
+	}
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartDriftCheckdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartDriftCheckdefaultApplicationProblemPlusJSONResponse) VisitStartDriftCheckResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddLabelsRequestObject struct {
+	Model ModelName `json:"model"`
+	Body  *AddLabelsJSONRequestBody
+}
+
+type AddLabelsResponseObject interface {
+	VisitAddLabelsResponse(w http.ResponseWriter) error
+}
+
+type AddLabels204Response struct {
+}
+
+func (response AddLabels204Response) VisitAddLabelsResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type AddLabelsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddLabelsdefaultApplicationProblemPlusJSONResponse) VisitAddLabelsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TriggerRetrainRequestObject struct {
+	Model ModelName `json:"model"`
+	Body  *TriggerRetrainJSONRequestBody
+}
+
+type TriggerRetrainResponseObject interface {
+	VisitTriggerRetrainResponse(w http.ResponseWriter) error
+}
+
+type TriggerRetrain204Response struct {
+}
+
+func (response TriggerRetrain204Response) VisitTriggerRetrainResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type TriggerRetraindefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TriggerRetraindefaultApplicationProblemPlusJSONResponse) VisitTriggerRetrainResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type RollbackRequestObject struct {
 	Model ModelName `json:"model"`
 	Body  *RollbackJSONRequestBody
@@ -2301,6 +2938,85 @@ func (response GetVersiondefaultApplicationProblemPlusJSONResponse) VisitGetVers
 	return err
 }
 
+type GetObjectRequestObject struct {
+	Params GetObjectParams
+}
+
+type GetObjectResponseObject interface {
+	VisitGetObjectResponse(w http.ResponseWriter) error
+}
+
+type GetObject200ApplicationoctetStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response GetObject200ApplicationoctetStreamResponse) VisitGetObjectResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetObjectdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetObjectdefaultApplicationProblemPlusJSONResponse) VisitGetObjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutObjectRequestObject struct {
+	Params PutObjectParams
+	Body   io.Reader
+}
+
+type PutObjectResponseObject interface {
+	VisitPutObjectResponse(w http.ResponseWriter) error
+}
+
+type PutObject204Response struct {
+}
+
+func (response PutObject204Response) VisitPutObjectResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type PutObjectdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PutObjectdefaultApplicationProblemPlusJSONResponse) VisitPutObjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListRunsRequestObject struct {
 	Params ListRunsParams
 }
@@ -2459,6 +3175,150 @@ func (response DecideRundefaultApplicationProblemPlusJSONResponse) VisitDecideRu
 	return err
 }
 
+type ListSchedulesRequestObject struct {
+}
+
+type ListSchedulesResponseObject interface {
+	VisitListSchedulesResponse(w http.ResponseWriter) error
+}
+
+type ListSchedules200JSONResponse []Schedule
+
+func (response ListSchedules200JSONResponse) VisitListSchedulesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSchedulesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSchedulesdefaultApplicationProblemPlusJSONResponse) VisitListSchedulesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateScheduleRequestObject struct {
+	Body *CreateScheduleJSONRequestBody
+}
+
+type CreateScheduleResponseObject interface {
+	VisitCreateScheduleResponse(w http.ResponseWriter) error
+}
+
+type CreateSchedule201JSONResponse Schedule
+
+func (response CreateSchedule201JSONResponse) VisitCreateScheduleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateScheduledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateScheduledefaultApplicationProblemPlusJSONResponse) VisitCreateScheduleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteScheduleRequestObject struct {
+	Schedule string `json:"schedule"`
+}
+
+type DeleteScheduleResponseObject interface {
+	VisitDeleteScheduleResponse(w http.ResponseWriter) error
+}
+
+type DeleteSchedule204Response struct {
+}
+
+func (response DeleteSchedule204Response) VisitDeleteScheduleResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteScheduledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteScheduledefaultApplicationProblemPlusJSONResponse) VisitDeleteScheduleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TriggerScheduleRequestObject struct {
+	Schedule string `json:"schedule"`
+	Body     *TriggerScheduleJSONRequestBody
+}
+
+type TriggerScheduleResponseObject interface {
+	VisitTriggerScheduleResponse(w http.ResponseWriter) error
+}
+
+type TriggerSchedule204Response struct {
+}
+
+func (response TriggerSchedule204Response) VisitTriggerScheduleResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type TriggerScheduledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TriggerScheduledefaultApplicationProblemPlusJSONResponse) VisitTriggerScheduleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetStatusRequestObject struct {
 }
 
@@ -2544,6 +3404,18 @@ type StrictServerInterface interface {
 	// ListAliasMoves Which version the alias named when, and who moved it, newest first.
 	// (GET /models/{model}/aliases/{alias}/history)
 	ListAliasMoves(ctx context.Context, request ListAliasMovesRequestObject) (ListAliasMovesResponseObject, error)
+	// StartBatch Score a CSV or Parquet file.
+	// (POST /models/{model}/batch)
+	StartBatch(ctx context.Context, request StartBatchRequestObject) (StartBatchResponseObject, error)
+	// StartDriftCheck Compare recent traffic with the training data.
+	// (POST /models/{model}/drift-checks)
+	StartDriftCheck(ctx context.Context, request StartDriftCheckRequestObject) (StartDriftCheckResponseObject, error)
+	// AddLabels Say what became of inferences, by the ids of their answers.
+	// (POST /models/{model}/labels)
+	AddLabels(ctx context.Context, request AddLabelsRequestObject) (AddLabelsResponseObject, error)
+	// TriggerRetrain Ask the model's retrain policy for a retraining.
+	// (POST /models/{model}/retrain)
+	TriggerRetrain(ctx context.Context, request TriggerRetrainRequestObject) (TriggerRetrainResponseObject, error)
 	// Rollback Go back now. It works while Temporal is down; a roll-out under way ends as SUPERSEDED.
 	// (POST /models/{model}/rollback)
 	Rollback(ctx context.Context, request RollbackRequestObject) (RollbackResponseObject, error)
@@ -2571,6 +3443,12 @@ type StrictServerInterface interface {
 	// GetVersion One version.
 	// (GET /models/{model}/versions/{version})
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
+	// GetObject Download a result of a run.
+	// (GET /objects)
+	GetObject(ctx context.Context, request GetObjectRequestObject) (GetObjectResponseObject, error)
+	// PutObject Upload data for batch scoring under a key below data/.
+	// (PUT /objects)
+	PutObject(ctx context.Context, request PutObjectRequestObject) (PutObjectResponseObject, error)
 	// ListRuns Runs, newest first.
 	// (GET /runs)
 	ListRuns(ctx context.Context, request ListRunsRequestObject) (ListRunsResponseObject, error)
@@ -2583,6 +3461,18 @@ type StrictServerInterface interface {
 	// DecideRun Say something to a run.
 	// (POST /runs/{run}/{action})
 	DecideRun(ctx context.Context, request DecideRunRequestObject) (DecideRunResponseObject, error)
+	// ListSchedules The schedules.
+	// (GET /schedules)
+	ListSchedules(ctx context.Context, request ListSchedulesRequestObject) (ListSchedulesResponseObject, error)
+	// CreateSchedule Run a batch job, a drift check or retention by the clock.
+	// (POST /schedules)
+	CreateSchedule(ctx context.Context, request CreateScheduleRequestObject) (CreateScheduleResponseObject, error)
+	// DeleteSchedule Delete a schedule.
+	// (DELETE /schedules/{schedule})
+	DeleteSchedule(ctx context.Context, request DeleteScheduleRequestObject) (DeleteScheduleResponseObject, error)
+	// TriggerSchedule Run it now, or for times that are past (backfill).
+	// (POST /schedules/{schedule}/trigger)
+	TriggerSchedule(ctx context.Context, request TriggerScheduleRequestObject) (TriggerScheduleResponseObject, error)
 	// GetStatus What this server is and how its parts are.
 	// (GET /status)
 	GetStatus(ctx context.Context, request GetStatusRequestObject) (GetStatusResponseObject, error)
@@ -3103,6 +3993,184 @@ func (sh *strictHandler) ListAliasMoves(ctx *gin.Context, model ModelName, alias
 	}
 }
 
+// StartBatch operation middleware
+func (sh *strictHandler) StartBatch(ctx *gin.Context, model ModelName, params StartBatchParams) {
+	var request StartBatchRequestObject
+
+	request.Model = model
+	request.Params = params
+
+	var body StartBatchJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartBatch(ctx, request.(StartBatchRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartBatch")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(StartBatchResponseObject); ok {
+		if err := validResponse.VisitStartBatchResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// StartDriftCheck operation middleware
+func (sh *strictHandler) StartDriftCheck(ctx *gin.Context, model ModelName, params StartDriftCheckParams) {
+	var request StartDriftCheckRequestObject
+
+	request.Model = model
+	request.Params = params
+
+	var body StartDriftCheckJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartDriftCheck(ctx, request.(StartDriftCheckRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartDriftCheck")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(StartDriftCheckResponseObject); ok {
+		if err := validResponse.VisitStartDriftCheckResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AddLabels operation middleware
+func (sh *strictHandler) AddLabels(ctx *gin.Context, model ModelName) {
+	var request AddLabelsRequestObject
+
+	request.Model = model
+
+	var body AddLabelsJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddLabels(ctx, request.(AddLabelsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddLabels")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(AddLabelsResponseObject); ok {
+		if err := validResponse.VisitAddLabelsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// TriggerRetrain operation middleware
+func (sh *strictHandler) TriggerRetrain(ctx *gin.Context, model ModelName) {
+	var request TriggerRetrainRequestObject
+
+	request.Model = model
+
+	var body TriggerRetrainJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TriggerRetrain(ctx, request.(TriggerRetrainRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TriggerRetrain")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(TriggerRetrainResponseObject); ok {
+		if err := validResponse.VisitTriggerRetrainResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // Rollback operation middleware
 func (sh *strictHandler) Rollback(ctx *gin.Context, model ModelName) {
 	var request RollbackRequestObject
@@ -3413,6 +4481,60 @@ func (sh *strictHandler) GetVersion(ctx *gin.Context, model ModelName, version i
 	}
 }
 
+// GetObject operation middleware
+func (sh *strictHandler) GetObject(ctx *gin.Context, params GetObjectParams) {
+	var request GetObjectRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetObject(ctx, request.(GetObjectRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetObject")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetObjectResponseObject); ok {
+		if err := validResponse.VisitGetObjectResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PutObject operation middleware
+func (sh *strictHandler) PutObject(ctx *gin.Context, params PutObjectParams) {
+	var request PutObjectRequestObject
+
+	request.Params = params
+
+	request.Body = ctx.Request.Body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PutObject(ctx, request.(PutObjectRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutObject")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(PutObjectResponseObject); ok {
+		if err := validResponse.VisitPutObjectResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListRuns operation middleware
 func (sh *strictHandler) ListRuns(ctx *gin.Context, params ListRunsParams) {
 	var request ListRunsRequestObject
@@ -3529,6 +4651,142 @@ func (sh *strictHandler) DecideRun(ctx *gin.Context, run RunID, action string) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(DecideRunResponseObject); ok {
 		if err := validResponse.VisitDecideRunResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSchedules operation middleware
+func (sh *strictHandler) ListSchedules(ctx *gin.Context) {
+	var request ListSchedulesRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSchedules(ctx, request.(ListSchedulesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSchedules")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListSchedulesResponseObject); ok {
+		if err := validResponse.VisitListSchedulesResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateSchedule operation middleware
+func (sh *strictHandler) CreateSchedule(ctx *gin.Context) {
+	var request CreateScheduleRequestObject
+
+	var body CreateScheduleJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateSchedule(ctx, request.(CreateScheduleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateSchedule")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CreateScheduleResponseObject); ok {
+		if err := validResponse.VisitCreateScheduleResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteSchedule operation middleware
+func (sh *strictHandler) DeleteSchedule(ctx *gin.Context, schedule string) {
+	var request DeleteScheduleRequestObject
+
+	request.Schedule = schedule
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteSchedule(ctx, request.(DeleteScheduleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteSchedule")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeleteScheduleResponseObject); ok {
+		if err := validResponse.VisitDeleteScheduleResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// TriggerSchedule operation middleware
+func (sh *strictHandler) TriggerSchedule(ctx *gin.Context, schedule string) {
+	var request TriggerScheduleRequestObject
+
+	request.Schedule = schedule
+
+	var body TriggerScheduleJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TriggerSchedule(ctx, request.(TriggerScheduleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TriggerSchedule")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(TriggerScheduleResponseObject); ok {
+		if err := validResponse.VisitTriggerScheduleResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -91,7 +91,7 @@ func (s *Server) Handler(metrics *prometheus.Registry) http.Handler {
 
 // limitBody bounds control requests; uploads of blobs are bounded by their announced size.
 func limitBody(c *gin.Context) {
-	if c.FullPath() != "/api/v1/blobs/:sha256" {
+	if c.FullPath() != "/api/v1/blobs/:sha256" && c.FullPath() != "/api/v1/objects" {
 		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxBody)
 	}
 }

@@ -87,3 +87,9 @@ func runRetrain(ctx workflow.Context, in RetrainPolicyInput, t activities.Retrai
 		workflow.GetLogger(ctx).Warn("retraining failed", "model", in.Model, "error", err)
 	}
 }
+
+// ManualTrigger is what a person sends to a model's policy: workflow id, signal, its argument, workflow and its input.
+func ManualTrigger(model, actor, reason string) (id, signal string, trigger any, name string, in RetrainPolicyInput) {
+	t := activities.RetrainTrigger{Source: "manual", Reason: "asked for by " + actor + ": " + reason}
+	return RetrainPolicyID(model), RetrainSignal, t, RetrainPolicyName, RetrainPolicyInput{Model: model}
+}

@@ -284,3 +284,18 @@ func floats(datatype string, raw []byte) []float64 {
 	}
 	return out
 }
+
+// StoreLabels writes labels of a model, by inference id.
+func (g *Gateway) StoreLabels(ctx context.Context, o registry.Objects, model string, labels map[string]float64) error {
+	list := make([]records.Label, 0, len(labels))
+	for id, v := range labels {
+		list = append(list, records.Label{ID: id, Value: v})
+	}
+	now := time.Now()
+	raw, err := records.EncodeLabels(list, now)
+	if err != nil {
+		return err
+	}
+	key := fmt.Sprintf("%smodel=%s/date=%s/%d-%s.parquet", records.LabelPrefix, model, now.UTC().Format(time.DateOnly), now.UnixMicro(), uuid.NewString()[:8])
+	return o.Put(ctx, key, bytes.NewReader(raw), int64(len(raw)))
+}

@@ -38,7 +38,8 @@ func (p *program) addClient(root *cobra.Command) {
 	f.StringVarP(&conn.output, "output", "o", "table", "table or json")
 	for _, c := range []*cobra.Command{
 		conn.modelCommand(), conn.versionCommand(), conn.aliasCommand(), conn.routeCommand(), conn.rolloutCommand(),
-		conn.rollbackCommand(), conn.runCommand(), conn.predictCommand(), conn.keyCommand(), conn.leasesCommand(),
+		conn.rollbackCommand(), conn.batchCommand(), conn.scheduleCommand(), conn.driftCommand(), conn.retrainCommand(),
+		conn.runCommand(), conn.predictCommand(), conn.keyCommand(), conn.leasesCommand(),
 		conn.eventCommand(), conn.doctorCommand(),
 	} {
 		c.GroupID = "client"

@@ -138,7 +138,7 @@ func (d *devRun) children(ctx context.Context) ([]supervisor.Child, error) {
 	list := []supervisor.Child{
 		{Name: "temporal", Env: []string{"HOME=" + d.dir}, Args: temporalArgs(temporal, d.dir, front, ui), Patience: 5 * time.Second},
 		{Name: "server", Env: env, Args: []string{self, "server", "--dev-open", "--http", web, "--grpc", rpc, "--node", "server"}},
-		{Name: "orchestrator", Env: env, Args: []string{self, "orchestrator"}},
+		{Name: "orchestrator", Env: env, Args: []string{self, "orchestrator", "--config", d.config()}},
 	}
 	for i := range d.options.workers {
 		name := fmt.Sprintf("worker-%d", i+1)
@@ -155,6 +155,18 @@ func (d *devRun) children(ctx context.Context) ([]supervisor.Child, error) {
 		list[i].Log = f
 	}
 	return list, nil
+}
+
+// config is the orchestrator's configuration file, "" when there is none.
+func (d *devRun) config() string {
+	if d.options.config != "" {
+		return d.options.config
+	}
+	path := filepath.Join(d.dir, "orrery.yaml")
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
 }
 
 func temporalArgs(bin, dir, front, ui string) []string {

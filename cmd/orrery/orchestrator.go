@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
@@ -11,8 +13,10 @@ import (
 	"github.com/spf13/cobra"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/worker"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/orrery-ml/orrery/activities"
+	"github.com/orrery-ml/orrery/engine"
 	"github.com/orrery-ml/orrery/internal/supervisor"
 	"github.com/orrery-ml/orrery/internal/toolpath"
 	"github.com/orrery-ml/orrery/registry"
@@ -25,6 +29,7 @@ type orchestratorOptions struct {
 
 	queues  []string
 	scratch string
+	config  string
 }
 
 // queueNames maps the names of --queues to task queues.
@@ -48,6 +53,7 @@ func (p *program) orchestratorCommand() *cobra.Command {
 	f := c.Flags()
 	o.flags(p, f, "registry", "store", "temporal")
 	f.StringSliceVar(&o.queues, "queues", []string{"lifecycle", "data", "train"}, "what this process does: lifecycle, data, train; data and train run in child processes of lifecycle")
+	f.StringVar(&o.config, "config", "", "YAML file with the trainers (ORRERY_CONFIG)")
 	f.StringVar(&o.scratch, "scratch", os.TempDir(), "directory for temporary files")
 	return c
 }
@@ -74,7 +80,7 @@ func (p *program) orchestrate(ctx context.Context, o orchestratorOptions, log *s
 			children = append(children, supervisor.Child{
 				Name: "orchestrator " + q, Log: p.stderr,
 				Args: []string{
-					self, "orchestrator", "--queues", q, "--scratch", o.scratch, "--log-level", o.logLevel, "--registry", o.registry,
+					self, "orchestrator", "--queues", q, "--scratch", o.scratch, "--config", o.config, "--log-level", o.logLevel, "--registry", o.registry,
 					"--store", o.store, "--temporal", o.temporal, "--namespace", o.namespace,
 				},
 			})
@@ -104,7 +110,7 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 	if err := ensureSearchAttributes(ctx, temporal, o.namespace, log); err != nil {
 		return nil // asked to stop while waiting
 	}
-	w, err := newWorker(temporal, queue, s, objects, o)
+	w, err := newWorker(temporal, queue, s, objects, o, log)
 	if err != nil {
 		return err
 	}
@@ -117,7 +123,11 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 	return nil
 }
 
-func newWorker(c client.Client, queue string, s *store.Store, objects registry.Objects, o orchestratorOptions) (worker.Worker, error) {
+func newWorker(c client.Client, queue string, s *store.Store, objects registry.Objects, o orchestratorOptions, log *slog.Logger) (worker.Worker, error) {
+	trainers, err := readTrainers(o.config)
+	if err != nil {
+		return nil, err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -130,10 +140,52 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 	w.RegisterActivity(activities.NewModels(s, objects, o.scratch, try))
 	w.RegisterActivity(activities.NewRuns(s))
 	w.RegisterActivity(activities.NewTraffic(s))
+	w.RegisterActivity(activities.NewRetention(s, objects))
+	var runtime engine.Runtime
+	if queue == workflows.DataQueue { // native code runs in the data process only
+		if runtime, err = o.startOnnx(); err != nil {
+			log.Warn("this process can score nothing", "error", err)
+		}
+	}
+	data := activities.NewData(s, objects, runtime, o.scratch)
+	w.RegisterActivity(data)
+	w.RegisterActivity(activities.NewTraining(data, c, trainers))
 	if queue == workflows.LifecycleQueue {
 		workflows.Register(w)
 	}
 	return w, nil
+}
+
+// orchestratorConfig is the orchestrator's configuration file.
+type orchestratorConfig struct {
+	Trainers map[string]activities.Trainer `yaml:"trainers"`
+}
+
+// readTrainers reads the configuration file; "" is none. It names every fault.
+func readTrainers(path string) (map[string]activities.Trainer, error) {
+	if path == "" {
+		return nil, nil //nolint:nilnil // no trainers
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &exitError{exitUsage, fmt.Errorf("--config: %w", err)}
+	}
+	var c orchestratorConfig
+	d := yaml.NewDecoder(bytes.NewReader(raw))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return nil, &exitError{exitUsage, fmt.Errorf("--config %s: %w", path, err)}
+	}
+	var faults []error
+	for name, t := range c.Trainers {
+		if len(t.Command) == 0 {
+			faults = append(faults, fmt.Errorf("trainer %q has no command", name))
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, &exitError{exitUsage, fmt.Errorf("--config %s: %w", path, err)}
+	}
+	return c.Trainers, nil
 }
 
 // startWorker starts polling, as soon as Temporal answers.
