@@ -37,6 +37,8 @@ type demo struct {
 		UI  string `json:"temporal_ui"`
 	}
 	winter  model.Data
+	summer  model.Data
+	trigger time.Time // when the drift that retrains was found
 	traffic *traffic
 }
 
@@ -50,6 +52,12 @@ func (d *demo) start(ctx context.Context) (string, error) {
 	}
 	var err error
 	if d.winter, err = model.Read(filepath.Join(d.data, "winter.csv"), model.Label); err != nil {
+		return "", err
+	}
+	if d.summer, err = model.Read(filepath.Join(d.data, "summer.csv"), model.Label); err != nil {
+		return "", err
+	}
+	if err := d.configureTrainer(); err != nil {
 		return "", err
 	}
 	d.server = exec.Command(d.orrery, "dev", "--dir", d.dir) //nolint:gosec,noctx // the binary under test; stopped by stop
@@ -167,7 +175,11 @@ func (d *demo) register(ctx context.Context, name string, rows, carriers int) (c
 	if err != nil {
 		return v, err
 	}
-	r := client.NewVersion{Files: []registry.File{file}, Description: &name}
+	training, err := d.put(ctx, filepath.Join(d.data, "winter.csv"))
+	if err != nil {
+		return v, err
+	}
+	r := client.NewVersion{Files: []registry.File{file}, Description: &name, TrainingData: &training.SHA256}
 	run, err := decode[client.Run](d.api.RegisterVersion(ctx, modelName, nil, r))
 	if err != nil {
 		return v, err
@@ -196,7 +208,9 @@ func (d *demo) ended(ctx context.Context, id string) (client.Run, error) {
 }
 
 func (d *demo) registerFirst(ctx context.Context) (string, error) {
-	if _, err := decode[client.Model](d.api.CreateModel(ctx, client.NewModel{Name: modelName})); err != nil {
+	config := json.RawMessage(`{"recording":"rows"}`)
+	retrain := json.RawMessage(`{"trainer":"flights","label_column":"late","min_labels":1000,"min_gain":0.01,"min_drift_share":0.2}`)
+	if _, err := decode[client.Model](d.api.CreateModel(ctx, client.NewModel{Name: modelName, Config: &config, Retrain: &retrain})); err != nil {
 		return "", err
 	}
 	v, err := d.register(ctx, "v1", 4000, 16)

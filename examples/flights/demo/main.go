@@ -69,6 +69,10 @@ func (d *demo) steps() []step {
 		{"replay winter traffic", d.beginTraffic},
 		{"roll out version 2 (all winter) through a canary", d.rolloutGood},
 		{"roll out version 3 (does not know four airlines): it is rolled back by itself", d.rolloutBad},
+		{"score a night's flights on a schedule", d.scoreNight},
+		{"check winter traffic for drift on a schedule: there is none", d.driftWinter},
+		{"summer comes: drift is found", d.driftSummer},
+		{"drift retrains; the challenger is better on the same rows and is promoted", d.retrained},
 		{"no answer failed or came from a version without weight", d.checkTraffic},
 	}
 }

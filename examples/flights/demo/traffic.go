@@ -70,14 +70,29 @@ type traffic struct {
 
 	mu     sync.Mutex
 	next   int
+	season string
 	took   []time.Duration
 	routes map[string]int
 	faults []string
 }
 
+// turn makes another season's flights the ones that are replayed, from the first on.
+func (t *traffic) turn(season string, rows [][]float64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.season, t.rows, t.next = season, rows, 0
+}
+
+// sent returns how many flights of the season were sent.
+func (t *traffic) sent() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.next
+}
+
 func newTraffic(api string, rows [][]float64) *traffic {
 	transport := &http.Transport{MaxIdleConnsPerHost: 32}
-	return &traffic{api: api, rows: rows, client: &http.Client{Transport: transport, Timeout: 10 * time.Second}, routes: map[string]int{}}
+	return &traffic{api: api, rows: rows, season: "winter", client: &http.Client{Transport: transport, Timeout: 10 * time.Second}, routes: map[string]int{}}
 }
 
 func (t *traffic) start(callers int) {
@@ -97,9 +112,10 @@ func (t *traffic) once(ctx context.Context) {
 	t.mu.Lock()
 	i := t.next
 	t.next++
+	x, id := t.rows[i%len(t.rows)], t.season+"-"+strconv.Itoa(i)
 	t.mu.Unlock()
 	began := time.Now()
-	a, err := ask(ctx, t.client, t.api, t.rows[i%len(t.rows)], "passenger-"+strconv.Itoa(i))
+	a, err := ask(ctx, t.client, t.api, x, id)
 	if ctx.Err() != nil {
 		return
 	}
