@@ -83,11 +83,20 @@ func (a *Data) BuildBaseline(ctx context.Context, in BuildBaselineInput) (BuildB
 	for i := range names {
 		columns[i] = make([]float64, len(rows))
 		for r, row := range rows {
-			columns[i][r] = row[i]
+			columns[i][r] = asServed(in.Derived.Signature.Inputs[0].Datatype, row[i])
 		}
 	}
 	digest, err := a.putBlob(ctx, marshal(monitor.BuildBaseline(names, columns)))
 	return BuildBaselineResult{Baseline: digest}, Fault(err)
+}
+
+// asServed rounds a value as the model's input does. Without it a value on a bin's edge would fall on different sides
+// of it in training and in traffic, which looks like drift.
+func asServed(d registry.Datatype, v float64) float64 {
+	if d == registry.FP32 {
+		return float64(float32(v))
+	}
+	return v
 }
 
 // maxBaselineRows bounds the memory of a baseline; more rows are not read, and a million are plenty for 50 bins.

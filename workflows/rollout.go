@@ -97,6 +97,7 @@ type rollout struct {
 	stop      registry.Outcome // set when a person or the judge ended it
 	message   string
 	interrupt workflow.CancelFunc // stops what runs
+	baking    bool                // what runs is a bake, which a pause may stop; a shift of traffic is only stopped by the end
 }
 
 // Rollout moves a model's traffic from its stable version to a candidate, or back.
@@ -179,12 +180,12 @@ func (r *rollout) decide(name string, d Decision) string {
 		r.conclude(registry.Aborted, fmt.Sprintf("aborted by %s: %s", d.Actor, d.Reason))
 	case PauseUpdate:
 		r.paused = true
-		r.wake()
+		r.wakeBake()
 	case ResumeUpdate:
 		r.paused = false
 	case PromoteNowUpdate:
 		r.promote, r.paused = true, false
-		r.wake()
+		r.wakeBake()
 	case ReleaseUpdate:
 		r.release = true
 	}
@@ -195,6 +196,12 @@ func (r *rollout) decide(name string, d Decision) string {
 func (r *rollout) conclude(o registry.Outcome, message string) {
 	if r.stop == "" && r.phase != phasePromote {
 		r.stop, r.message = o, message
+		r.wake()
+	}
+}
+
+func (r *rollout) wakeBake() {
+	if r.baking {
 		r.wake()
 	}
 }
@@ -307,8 +314,8 @@ func (r *rollout) apply(ctx workflow.Context, in activities.ShiftInput) error {
 	return err
 }
 
-// interruptible runs f under a context that a decision cancels; a cancellation by a decision is no error. A pause
-// while traffic is shifted lets f begin again.
+// interruptible runs f under a context that a decision cancels; a cancellation by a decision is no error. After a pause
+// f begins again.
 func (r *rollout) interruptible(ctx workflow.Context, f func(workflow.Context) error) error {
 	for {
 		inner, cancel := workflow.WithCancel(ctx)
@@ -340,9 +347,11 @@ func (r *rollout) bake(ctx workflow.Context) error {
 	}
 	for {
 		var result activities.BakeResult
+		r.baking = true
 		err := r.interruptible(ctx, func(ctx workflow.Context) error {
 			return workflow.ExecuteActivity(baking(ctx), traffic.Bake, in).Get(ctx, &result)
 		})
+		r.baking = false
 		if err != nil || r.promote || r.stop != "" {
 			return err
 		}
@@ -391,14 +400,17 @@ func (r *rollout) finish(ctx workflow.Context) error {
 	}
 	r.revision, r.since = done.Revision, done.At
 	r.stop, r.message = registry.Promoted, fmt.Sprintf("version %d is the champion", r.in.Candidate)
-	return r.startWatch(last)
+	return r.startWatch(ctx)
 }
 
+// startWatch starts the watch, which outlives the roll-out: its context is never cancelled, because that would cancel
+// the watch too.
 func (r *rollout) startWatch(ctx workflow.Context) error {
 	previous := r.start.Route.StableVersion()
 	if r.in.WatchSeconds == 0 || previous == 0 || previous == r.in.Candidate {
 		return nil
 	}
+	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID: WatchID(r.in.Model, r.revision), ParentClosePolicy: enums.PARENT_CLOSE_POLICY_ABANDON,
 		TypedSearchAttributes: Attributes(registry.KindWatch, r.in.Model, r.in.Candidate, r.in.Actor, r.in.RunID+"-watch"),

@@ -123,6 +123,9 @@ func (c *cluster) plain(name string, args ...string) *node {
 }
 
 func (c *cluster) kill() {
+	if os.Getenv("ORRERY_RECORD_HISTORIES") == "clusters" {
+		recordHistories(c.t, c.temporal.Address)
+	}
 	for _, n := range append(append([]*node{c.orchestrator}, c.servers...), c.workers...) {
 		if n == nil {
 			continue
@@ -184,6 +187,16 @@ func echo(bias float64, table int64) []byte {
 		}
 	}
 	return onnxfile.Build(m)
+}
+
+// logarithm is a model that answers NaN for x below 0.
+func logarithm() []byte {
+	return onnxfile.Build(onnxfile.Model{
+		Name: "logarithm", Opset: 17,
+		Inputs:  []onnxfile.Value{{Name: "x", Type: onnxfile.Float, Shape: []int64{-1, 1}}},
+		Outputs: []onnxfile.Value{{Name: "y", Type: onnxfile.Float, Shape: []int64{-1, 1}}},
+		Nodes:   []onnxfile.Node{{Op: "Log", Inputs: []string{"x"}, Outputs: []string{"y"}}},
+	})
 }
 
 // upload registers files as a version of a model and returns the run.

@@ -120,6 +120,67 @@ func TestServer_StartsFromDiskWhileTheDatabaseIsAway(t *testing.T) {
 	c.consistent("m", 1)
 }
 
+// After a promotion the watch goes back by itself when an absolute guardrail trips.
+func TestWatch_GoesBackWhenAGuardrailTrips(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 1)
+	c.allAtOnce("m", 1)
+	nan := c.upload("m", map[string][]byte{"model.onnx": logarithm()})
+	require.Equal(t, "SUCCEEDED", nan.State, nan.Message)
+	s, watch := client.NewRolloutStrategy("all_at_once"), int64(600)
+	run := c.ended(c.rollout("m", client.NewRollout{Version: 2, Strategy: &s, WatchSeconds: &watch}).Id)
+	require.Equal(t, string(registry.Promoted), run.Outcome, run.Message)
+	began := time.Now()
+	_, _, _, err := infer(t.Context(), c.servers[0].url(), "m", -1, "k") // NaN has no JSON form, and is counted
+	require.Error(t, err)
+	ended := c.ended(run.Id + "-watch")
+	require.Equal(t, string(registry.RolledBack), ended.Outcome, ended.Message)
+	require.Contains(t, ended.Message, "NaN")
+	require.Less(t, time.Since(began), 5*time.Second)
+	c.consistent("m", 1)
+}
+
+// A person pauses, resumes, promotes, rejects and aborts.
+func TestRollout_ObeysPeople(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 2)
+	c.allAtOnce("m", 1)
+	say := func(run, action string) error {
+		_, err := decode[client.Run](c.api(0).DecideRun(t.Context(), run, action, client.Decision{}))
+		return err
+	}
+	run := c.rollout("m", canary(2, 100_000))
+	c.phase(0, run.Id, "step 1")
+	require.NoError(t, say(run.Id, "pause"))
+	require.ErrorContains(t, say(run.Id, "pause"), "paused already")
+	require.ErrorContains(t, say(run.Id, "approve"), "no approval is asked for")
+	require.NoError(t, say(run.Id, "resume"))
+	require.NoError(t, say(run.Id, "promote_now"))
+	require.Equal(t, string(registry.Promoted), c.ended(run.Id).Outcome)
+	c.consistent("m", 2)
+	require.ErrorContains(t, say(run.Id, "abort"), "ended")
+
+	approve := true
+	r := canary(1, 1)
+	r.RequireApproval = &approve
+	run = c.rollout("m", r)
+	c.phase(0, run.Id, "waiting for approval")
+	require.NoError(t, say(run.Id, "reject"))
+	require.Equal(t, string(registry.Rejected), c.ended(run.Id).Outcome)
+	c.consistent("m", 2)
+
+	run = c.rollout("m", canary(1, 100_000))
+	c.phase(0, run.Id, "step 1")
+	champion := client.AliasChange{Version: 1}
+	_, err := decode[[]client.Alias](c.api(0).SetAlias(t.Context(), "m", registry.Champion, champion))
+	require.ErrorContains(t, err, run.Id, "a roll-out owns the route")
+	require.NoError(t, say(run.Id, "abort"))
+	require.Equal(t, string(registry.Aborted), c.ended(run.Id).Outcome)
+	c.consistent("m", 2)
+}
+
 // Two roll-outs of one model: the second is refused with the id of the first. A bad candidate is rolled back.
 func TestRollout_OneAtATimeAndRolledBackWhenWorse(t *testing.T) {
 	t.Parallel()

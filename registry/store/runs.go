@@ -81,14 +81,14 @@ func (s *Store) ListRuns(ctx context.Context, f registry.RunFilter) ([]registry.
 		query = query.Where("ended_at = 0")
 	}
 	if f.After != "" {
-		query = query.Where("id < ?", f.After)
+		query = query.Where("created_at < (SELECT created_at FROM runs WHERE id = ?)", f.After)
 	}
 	limit := f.Limit
 	if limit <= 0 {
 		limit = 100
 	}
 	var rows []runRow
-	if err := query.Order("id DESC").Limit(min(limit, 1000)).Find(&rows).Error; err != nil {
+	if err := query.Order("created_at DESC, id DESC").Limit(min(limit, 1000)).Find(&rows).Error; err != nil {
 		return nil, fault("list runs", err)
 	}
 	return convert(rows, func(r runRow) (registry.Run, error) { return r.run(), nil })

@@ -128,7 +128,7 @@ func (d *demo) driftWinter(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if run.Outcome == "DRIFT" || run.Outcome == "TOO_FEW" {
+	if run.Outcome != "NONE" {
 		return "", fmt.Errorf("winter against winter: %s: %s", run.Outcome, run.Message)
 	}
 	return run.Message, nil

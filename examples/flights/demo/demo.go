@@ -299,6 +299,9 @@ func (d *demo) rolloutGood(ctx context.Context) (string, error) {
 	if c, err := d.champion(ctx); err != nil || c != 2 {
 		return "", fmt.Errorf("champion is %d: %w", c, err)
 	}
+	if watch, err := decode[client.Run](d.api.GetRun(ctx, run.Id+"-watch")); err != nil || watch.State != "RUNNING" {
+		return "", fmt.Errorf("the promotion is not watched: %s %s: %w", watch.State, watch.Message, err)
+	}
 	return fmt.Sprintf("PROMOTED after %d requests of the candidate and %d of stable; e-value for worse %.2g (limit %.0f), for not worse %.3g (limit %.0f)",
 		j.Candidate.Requests, j.Stable.Requests, j.ErrorE, j.ErrorLimit, j.PassE, j.PassLimit), nil
 }
