@@ -33,9 +33,9 @@ func CheckAliasName(name string) error {
 }
 
 // Closest returns the candidate with the smallest edit distance to name, when that distance is small enough to be a
-// slip of the fingers (at most a third of the name), else "".
+// slip of the fingers (at most a third of the name and one more), else "".
 func Closest(name string, candidates []string) string {
-	best, bestDistance := "", len(name)/3+1
+	best, bestDistance := "", len(name)/3+2
 	for _, c := range slices.Sorted(slices.Values(candidates)) {
 		if d := editDistance(name, c); d < bestDistance {
 			best, bestDistance = c, d

@@ -117,6 +117,9 @@ func splitStrings(raw []byte) []string {
 	return out
 }
 
+// maxOutput bounds one output, in bytes: a model that declares more must not take the process with it.
+const maxOutput = 1 << 30
+
 // allocate makes the outputs whose shape follows from the number of rows, so that ONNX Runtime writes into our memory
 // and a shape the model did not declare is an error. The others stay nil: ONNX Runtime allocates them.
 func (s *session) allocate(outs []ort.Value, inputs []engine.Tensor) ([][]byte, error) {
@@ -129,11 +132,14 @@ func (s *session) allocate(outs []ort.Value, inputs []engine.Tensor) ([][]byte, 
 				v = inputs[0].Shape[0]
 			}
 			shape[d] = v
-			n *= v
 			if v < 0 {
 				n = -1
 				break
 			}
+			if v > 0 && n > maxOutput/v {
+				return nil, registry.Errorf(registry.Invalid, "output %q of shape %v takes more than %d bytes", out.Name, out.Shape, maxOutput)
+			}
+			n *= v
 		}
 		if n <= 0 || len(shape) == 0 {
 			continue

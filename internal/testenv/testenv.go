@@ -299,7 +299,8 @@ func StartMinio() (*MinioServer, error) {
 		return nil, err
 	}
 	atEnd(s.Kill)
-	return s, waitFor("MinIO", 60*time.Second, s.Process, func(ctx context.Context) error { return healthy(ctx, "http://"+s.Endpoint+"/minio/health/ready") })
+	// A server that is up but not initialised answers 503; one that is ready refuses the anonymous listing.
+	return s, waitFor("MinIO", 60*time.Second, s.Process, func(ctx context.Context) error { return answers(ctx, "http://"+s.Endpoint+"/", http.StatusForbidden) })
 }
 
 var sharedMinio = sync.OnceValues(StartMinio)
@@ -368,8 +369,8 @@ func Temporal(t testing.TB) *TemporalServer {
 	return s
 }
 
-// healthy returns nil when a GET of url answers 200.
-func healthy(ctx context.Context, url string) error {
+// answers returns nil when a GET of url answers with the wanted status.
+func answers(ctx context.Context, url string, want int) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return err
@@ -378,7 +379,7 @@ func healthy(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	if answer.StatusCode != http.StatusOK {
+	if answer.StatusCode != want {
 		err = fmt.Errorf("%s answers %s", url, answer.Status)
 	}
 	return errors.Join(err, answer.Body.Close())
