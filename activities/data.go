@@ -160,7 +160,7 @@ func (a *Data) CompareWindow(ctx context.Context, in CompareWindowInput) (Compar
 	if err := records.ReadJSON(ctx, a.objects, registry.BlobKey(v.Documents.Baseline), &b); err != nil {
 		return CompareWindowResult{}, Fault(err)
 	}
-	window, err := records.MergeProfiles(ctx, a.objects, in.Model, v.Number, in.From, in.To)
+	window, err := records.MergeProfiles(ctx, a.objects, records.Slice{Model: in.Model, Version: v.Number, From: in.From, To: in.To})
 	if err != nil {
 		return CompareWindowResult{}, Fault(err)
 	}

@@ -125,7 +125,7 @@ func (a *Retention) archive(ctx context.Context, m registry.Model, in SweepInput
 func (a *Retention) expire(ctx context.Context, m registry.Model, now time.Time, out *SweepResult) error {
 	until := now.AddDate(0, 0, -m.Config.RecordKeepDays)
 	for _, prefix := range []string{records.RecordPrefix, records.ProfilePrefix} {
-		keys, err := records.Window(ctx, a.objects, prefix, m.Name, 0, time.Time{}, until)
+		keys, err := records.Window(ctx, a.objects, records.Slice{Prefix: prefix, Model: m.Name, To: until})
 		if err != nil {
 			return err
 		}

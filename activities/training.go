@@ -177,7 +177,7 @@ func (a *Data) SnapshotLabelled(ctx context.Context, in SnapshotInput) (Snapshot
 	names := v.Signature.Inputs[0].Features
 	var out Snapshot
 	train, holdout := newTable(names, in.Policy.LabelColumn), newTable(names, in.Policy.LabelColumn)
-	keys, err := records.Window(ctx, a.objects, records.RecordPrefix, in.Model, 0, time.Time{}, time.Now().Add(time.Hour))
+	keys, err := records.Window(ctx, a.objects, records.Slice{Prefix: records.RecordPrefix, Model: in.Model, To: time.Now().Add(time.Hour)})
 	if err != nil {
 		return out, Fault(err)
 	}

@@ -21,7 +21,7 @@ import (
 
 const (
 	tryLimit = 2 * time.Minute // a model that takes longer to load and try is refused
-	tryNoise = 600            // bytes of a crashed child's output that are kept
+	tryNoise = 600             // bytes of a crashed child's output that are kept
 )
 
 // newestOpset is the newest ai.onnx opset that ONNX Runtime 1.24, the oldest one supported, knows.

@@ -164,8 +164,7 @@ func (s *Server) scheduleDTO(ctx context.Context, name string) (Schedule, error)
 }
 
 func scheduleFault(err error, name string) error {
-	var missing *serviceerror.NotFound
-	if errors.As(err, &missing) {
+	if _, ok := errors.AsType[*serviceerror.NotFound](err); ok {
 		return registry.Errorf(registry.NotFound, "no schedule %q", name)
 	}
 	return registry.Errorf(registry.Unavailable, "Temporal: %w", err)

@@ -54,7 +54,7 @@ type Profile struct {
 // BuildBaseline freezes a baseline from columns of values: names[i] has values[i].
 func BuildBaseline(names []string, values [][]float64) Baseline {
 	b := Baseline{}
-	for i, name := range names {
+	for i, name := range names[:min(len(names), len(values))] {
 		f := FeatureBaseline{Name: name, Kind: Numeric}
 		if distinct := distinctIntegers(values[i]); distinct > 0 && distinct <= maxCategories {
 			f.Kind = Categorical

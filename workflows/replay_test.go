@@ -18,6 +18,7 @@ import (
 // TestReplay replays every recorded history: a change of a workflow that would break runs under way turns it red. How
 // to record: cmd/orrery/histories_test.go. Histories are never edited, and replaced only together with a GetVersion.
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("testdata/histories/*/*.json.gz")
 	require.NoError(t, err)
 	seen := map[string]bool{}

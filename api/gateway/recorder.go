@@ -205,11 +205,11 @@ func (t *TrafficRecorder) flush(ctx context.Context) {
 		delete(t.open, k)
 		t.serial++
 		if len(f.profiles.Features) > 0 {
-			key := records.Key(records.ProfilePrefix, k.model, k.version, f.first, f.last, t.writer, t.serial, "json")
+			key := records.Slice{Prefix: records.ProfilePrefix, Model: k.model, Version: k.version, From: f.first, To: f.last}.Key(t.writer, t.serial, "json")
 			t.wrote("profile", key, records.WriteJSON(ctx, t.objects, key, f.profiles))
 		}
 		if len(f.rows) > 0 {
-			key := records.Key(records.RecordPrefix, k.model, k.version, f.first, f.last, t.writer, t.serial, "parquet")
+			key := records.Slice{Prefix: records.RecordPrefix, Model: k.model, Version: k.version, From: f.first, To: f.last}.Key(t.writer, t.serial, "parquet")
 			raw, err := records.EncodeRecords(f.features, f.rows)
 			if err == nil {
 				err = t.objects.Put(ctx, key, bytes.NewReader(raw), int64(len(raw)))

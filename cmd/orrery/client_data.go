@@ -21,7 +21,7 @@ import (
 func (c *connection) putData(ctx context.Context, api *client.Client, input string) (string, error) {
 	if strings.HasPrefix(input, "data/") {
 		if _, err := os.Stat(input); err != nil {
-			return input, nil //nolint:nilerr // no local file: it is a key
+			return input, nil
 		}
 	}
 	f, err := describeFile(input, filepath.Base(input))

@@ -236,11 +236,11 @@ func (c *cluster) rollout(model string, r client.NewRollout) client.Run {
 	return run
 }
 
-// allAtOnce makes a version the champion.
-func (c *cluster) allAtOnce(model string, version int) {
+// allAtOnce makes version 1 the champion.
+func (c *cluster) allAtOnce(model string) {
 	c.t.Helper()
 	s := client.NewRolloutStrategy("all_at_once")
-	run := c.ended(c.rollout(model, client.NewRollout{Version: version, Strategy: &s}).Id)
+	run := c.ended(c.rollout(model, client.NewRollout{Version: 1, Strategy: &s}).Id)
 	require.Equal(c.t, string(registry.Promoted), run.Outcome, run.Message)
 }
 
@@ -260,10 +260,10 @@ func (c *cluster) ended(id string) client.Run {
 }
 
 // phase waits until a run is in a phase.
-func (c *cluster) phase(server int, id, phase string) {
+func (c *cluster) phase(id, phase string) {
 	c.t.Helper()
 	require.Eventually(c.t, func() bool {
-		run, err := decode[client.Run](c.api(server).GetRun(c.t.Context(), id))
+		run, err := decode[client.Run](c.api(0).GetRun(c.t.Context(), id))
 		return err == nil && strings.Contains(run.Phase, phase)
 	}, 150*time.Second, 20*time.Millisecond, "run %s never came to %q", id, phase)
 }
@@ -275,9 +275,10 @@ func (c *cluster) route(server int, model string) registry.Route {
 	return r
 }
 
-// consistent checks that traffic is on one version and the champion is that version.
-func (c *cluster) consistent(model string, version int) {
+// consistent checks that traffic of model m is on one version and the champion is that version.
+func (c *cluster) consistent(version int) {
 	c.t.Helper()
+	const model = "m"
 	r := c.route(0, model)
 	require.Len(c.t, r.Arms, 1, "no arm is left over: %+v", r)
 	require.Equal(c.t, version, r.StableVersion())

@@ -2,7 +2,6 @@ package main
 
 import (
 	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -24,11 +23,11 @@ func TestRollout_SurvivesKills(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 2, 2)
 	c.model("m", 2)
-	c.allAtOnce("m", 1)
+	c.allAtOnce("m")
 	traffic := c.load("m", 4)
 	run := c.rollout("m", canary(2, 800))
 
-	c.phase(0, run.Id, "step 1")
+	c.phase(run.Id, "step 1")
 	c.orchestrator.Kill()
 	time.Sleep(time.Second)
 	c.workers[0].Kill()
@@ -36,14 +35,14 @@ func TestRollout_SurvivesKills(t *testing.T) {
 	require.NoError(t, c.orchestrator.Start())
 	require.NoError(t, c.workers[0].Start())
 
-	c.phase(0, run.Id, "step 2")
+	c.phase(run.Id, "step 2")
 	c.servers[1].Kill()
 	time.Sleep(time.Second)
 	require.NoError(t, c.servers[1].Start())
 
 	ended := c.ended(run.Id)
 	require.Equal(t, string(registry.Promoted), ended.Outcome, ended.Message)
-	c.consistent("m", 2)
+	c.consistent(2)
 	traffic.check(0.001)
 }
 
@@ -53,9 +52,9 @@ func TestRollback_WorksWhileTemporalIsDown(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
 	c.model("m", 2)
-	c.allAtOnce("m", 1)
+	c.allAtOnce("m")
 	run := c.rollout("m", canary(2, 100_000))
-	c.phase(0, run.Id, "step 1")
+	c.phase(run.Id, "step 1")
 	c.temporal.Kill()
 
 	began := time.Now()
@@ -73,7 +72,7 @@ func TestRollback_WorksWhileTemporalIsDown(t *testing.T) {
 	require.NoError(t, c.temporal.Start())
 	ended := c.ended(run.Id)
 	require.Equal(t, string(registry.Superseded), ended.Outcome, ended.Message)
-	c.consistent("m", 1)
+	c.consistent(1)
 }
 
 // A workflow that is terminated runs no compensation; the reaper reverts what it left.
@@ -81,22 +80,22 @@ func TestRollout_TerminatedByHandLeavesNoOrphanArm(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
 	c.model("m", 2)
-	c.allAtOnce("m", 1)
+	c.allAtOnce("m")
 	run := c.rollout("m", canary(2, 100_000))
-	c.phase(0, run.Id, "step 1")
+	c.phase(run.Id, "step 1")
 	out, err := exec.CommandContext(t.Context(), c.temporal.Bin(), "workflow", "terminate", "--workflow-id", run.WorkflowId, "--address", c.temporal.Address).CombinedOutput()
 	require.NoError(t, err, string(out))
 
 	ended := c.ended(run.Id)
 	require.Equal(t, string(registry.Terminated), ended.Outcome)
 	require.Eventually(t, func() bool { return len(c.route(0, "m").Arms) == 1 }, 20*time.Second, 50*time.Millisecond)
-	c.consistent("m", 1)
+	c.consistent(1)
 	again := c.rollout("m", canary(2, 1))
 	require.NotEmpty(t, again.Id, "the model is not locked")
 	_, err = decode[client.Run](c.api(0).DecideRun(t.Context(), again.Id, "abort", client.Decision{}))
 	require.NoError(t, err)
 	require.Equal(t, string(registry.Aborted), c.ended(again.Id).Outcome)
-	c.consistent("m", 1)
+	c.consistent(1)
 }
 
 // Loaded models answer while the database is down, and a server that starts then serves its last route from disk.
@@ -104,7 +103,7 @@ func TestServer_StartsFromDiskWhileTheDatabaseIsAway(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
 	c.model("m", 1)
-	c.allAtOnce("m", 1)
+	c.allAtOnce("m")
 	c.postgres.Kill()
 	c.servers[0].Kill()
 	require.NoError(t, c.servers[0].Start())
@@ -117,7 +116,7 @@ func TestServer_StartsFromDiskWhileTheDatabaseIsAway(t *testing.T) {
 
 	require.NoError(t, c.postgres.Start())
 	c.awaitReady(0, 1)
-	c.consistent("m", 1)
+	c.consistent(1)
 }
 
 // After a promotion the watch goes back by itself when an absolute guardrail trips.
@@ -125,7 +124,7 @@ func TestWatch_GoesBackWhenAGuardrailTrips(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
 	c.model("m", 1)
-	c.allAtOnce("m", 1)
+	c.allAtOnce("m")
 	nan := c.upload("m", map[string][]byte{"model.onnx": logarithm()})
 	require.Equal(t, "SUCCEEDED", nan.State, nan.Message)
 	s, watch := client.NewRolloutStrategy("all_at_once"), int64(600)
@@ -138,7 +137,7 @@ func TestWatch_GoesBackWhenAGuardrailTrips(t *testing.T) {
 	require.Equal(t, string(registry.RolledBack), ended.Outcome, ended.Message)
 	require.Contains(t, ended.Message, "NaN")
 	require.Less(t, time.Since(began), 5*time.Second)
-	c.consistent("m", 1)
+	c.consistent(1)
 }
 
 // A person pauses, resumes, promotes, rejects and aborts.
@@ -146,39 +145,39 @@ func TestRollout_ObeysPeople(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
 	c.model("m", 2)
-	c.allAtOnce("m", 1)
+	c.allAtOnce("m")
 	say := func(run, action string) error {
 		_, err := decode[client.Run](c.api(0).DecideRun(t.Context(), run, action, client.Decision{}))
 		return err
 	}
 	run := c.rollout("m", canary(2, 100_000))
-	c.phase(0, run.Id, "step 1")
+	c.phase(run.Id, "step 1")
 	require.NoError(t, say(run.Id, "pause"))
 	require.ErrorContains(t, say(run.Id, "pause"), "paused already")
 	require.ErrorContains(t, say(run.Id, "approve"), "no approval is asked for")
 	require.NoError(t, say(run.Id, "resume"))
 	require.NoError(t, say(run.Id, "promote_now"))
 	require.Equal(t, string(registry.Promoted), c.ended(run.Id).Outcome)
-	c.consistent("m", 2)
+	c.consistent(2)
 	require.ErrorContains(t, say(run.Id, "abort"), "ended")
 
 	approve := true
 	r := canary(1, 1)
 	r.RequireApproval = &approve
 	run = c.rollout("m", r)
-	c.phase(0, run.Id, "waiting for approval")
+	c.phase(run.Id, "waiting for approval")
 	require.NoError(t, say(run.Id, "reject"))
 	require.Equal(t, string(registry.Rejected), c.ended(run.Id).Outcome)
-	c.consistent("m", 2)
+	c.consistent(2)
 
 	run = c.rollout("m", canary(1, 100_000))
-	c.phase(0, run.Id, "step 1")
+	c.phase(run.Id, "step 1")
 	champion := client.AliasChange{Version: 1}
 	_, err := decode[[]client.Alias](c.api(0).SetAlias(t.Context(), "m", registry.Champion, champion))
 	require.ErrorContains(t, err, run.Id, "a roll-out owns the route")
 	require.NoError(t, say(run.Id, "abort"))
 	require.Equal(t, string(registry.Aborted), c.ended(run.Id).Outcome)
-	c.consistent("m", 2)
+	c.consistent(2)
 }
 
 // Two roll-outs of one model: the second is refused with the id of the first. A bad candidate is rolled back.
@@ -186,7 +185,7 @@ func TestRollout_OneAtATimeAndRolledBackWhenWorse(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
 	c.model("m", 1)
-	c.allAtOnce("m", 1)
+	c.allAtOnce("m")
 	bad := c.upload("m", map[string][]byte{"model.onnx": echo(2, 60)}) // fails for x from 60 to 99
 	require.Equal(t, "SUCCEEDED", bad.State, bad.Message)
 	l := c.load("m", 4)
@@ -195,9 +194,9 @@ func TestRollout_OneAtATimeAndRolledBackWhenWorse(t *testing.T) {
 	require.ErrorContains(t, err, run.Id)
 	ended := c.ended(run.Id)
 	require.Equal(t, string(registry.RolledBack), ended.Outcome, ended.Message)
-	require.True(t, strings.Contains(ended.Message, "errs more often"), ended.Message)
+	require.Contains(t, ended.Message, "errs more often", ended.Message)
 	l.stop()
-	c.consistent("m", 1)
+	c.consistent(1)
 	evidence, err := decode[[]registry.Evidence](c.api(0).ListEvidence(t.Context(), run.Id))
 	require.NoError(t, err)
 	require.NotEmpty(t, evidence)

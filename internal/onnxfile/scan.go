@@ -70,6 +70,7 @@ func Scan(raw []byte) (Info, error) {
 					domain = string(v)
 				case 2:
 					version = int64(n) //nolint:gosec // small
+				default:
 				}
 				return nil
 			})
@@ -151,6 +152,7 @@ func entry(raw []byte) (key, value string, err error) {
 			key = string(v)
 		case 2:
 			value = string(v)
+		default:
 		}
 		return nil
 	})

@@ -287,7 +287,7 @@ func StartMinio() (*MinioServer, error) {
 		return nil, err
 	}
 	s := &MinioServer{Endpoint: fmt.Sprintf("127.0.0.1:%d", port), Access: "orrery-test", Secret: "orrery-test-secret"}
-	s.Process = &Process{ //nolint:gosec // keys of a server that lives as long as the test
+	s.Process = &Process{
 		name: "minio", dir: dir, log: filepath.Join(dir, "log"),
 		args: []string{bin, "server", "--quiet", "--address", s.Endpoint, "--console-address", "127.0.0.1:0", filepath.Join(dir, "data")},
 		env: []string{

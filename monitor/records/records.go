@@ -25,11 +25,20 @@ const (
 	LabelPrefix   = "labels/"
 )
 
-// Key returns the key of a file with what happened from first to last.
-func Key(prefix, model string, version int, first, last time.Time, writer string, n int64, extension string) string {
-	first = first.UTC()
-	return fmt.Sprintf("%smodel=%s/version=%d/date=%s/hour=%02d/%d-%d-%s-%d.%s", prefix, model, version, first.Format(time.DateOnly),
-		first.Hour(), first.UnixMicro(), last.UnixMicro(), writer, n, extension)
+// Slice is a span of time of a model's traffic below a prefix. Version 0 is every version.
+type Slice struct {
+	Prefix  string
+	Model   string
+	Version int
+	From    time.Time
+	To      time.Time
+}
+
+// Key returns the key of the n-th file of a writer, with what happened in the slice.
+func (s Slice) Key(writer string, n int64, extension string) string {
+	first := s.From.UTC()
+	return fmt.Sprintf("%smodel=%s/version=%d/date=%s/hour=%02d/%d-%d-%s-%d.%s", s.Prefix, s.Model, s.Version, first.Format(time.DateOnly),
+		first.Hour(), first.UnixMicro(), s.To.UnixMicro(), writer, n, extension)
 }
 
 // span reads the times out of a key.
@@ -43,18 +52,18 @@ func span(key string) (first, last time.Time, ok bool) {
 	return time.UnixMicro(a), time.UnixMicro(b), errA == nil && errB == nil
 }
 
-// Window lists the keys of a model's files that begin in [from, to). version 0 is every version.
-func Window(ctx context.Context, o registry.Objects, prefix, model string, version int, from, to time.Time) ([]string, error) {
-	under := prefix + "model=" + model + "/"
-	if version > 0 {
-		under += fmt.Sprintf("version=%d/", version)
+// Window lists the keys of the files that begin in [s.From, s.To).
+func Window(ctx context.Context, o registry.Objects, s Slice) ([]string, error) {
+	under := s.Prefix + "model=" + s.Model + "/"
+	if s.Version > 0 {
+		under += fmt.Sprintf("version=%d/", s.Version)
 	}
 	var keys []string
 	for obj, err := range o.List(ctx, under) {
 		if err != nil {
 			return nil, err
 		}
-		if first, _, ok := span(obj.Key); ok && !first.Before(from) && first.Before(to) {
+		if first, _, ok := span(obj.Key); ok && !first.Before(s.From) && first.Before(s.To) {
 			keys = append(keys, obj.Key)
 		}
 	}
@@ -69,13 +78,14 @@ type Profiles struct {
 	Features map[string]monitor.Profile `json:"features"`
 }
 
-// MergeProfiles adds up the profiles of a version in [from, to).
-func MergeProfiles(ctx context.Context, o registry.Objects, model string, version int, from, to time.Time) (Profiles, error) {
-	keys, err := Window(ctx, o, ProfilePrefix, model, version, from, to)
+// MergeProfiles adds up the profiles of a slice; its prefix is always ProfilePrefix.
+func MergeProfiles(ctx context.Context, o registry.Objects, s Slice) (Profiles, error) {
+	s.Prefix = ProfilePrefix
+	keys, err := Window(ctx, o, s)
 	if err != nil {
 		return Profiles{}, err
 	}
-	out := Profiles{Model: model, Version: version, Features: map[string]monitor.Profile{}}
+	out := Profiles{Model: s.Model, Version: s.Version, Features: map[string]monitor.Profile{}}
 	for _, key := range keys {
 		var part Profiles
 		if err := ReadJSON(ctx, o, key, &part); err != nil {

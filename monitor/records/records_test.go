@@ -54,7 +54,7 @@ func TestRecords_RoundTripAndWindow(t *testing.T) {
 		{ID: "2", At: at, Version: 2, Role: "stable", Features: []float64{3, 4}, Outputs: []float64{0.7}},
 	})
 	require.NoError(t, err)
-	key := records.Key(records.RecordPrefix, "m", 2, at, at, "w", 1, "parquet")
+	key := records.Slice{Prefix: records.RecordPrefix, Model: "m", Version: 2, From: at, To: at}.Key("w", 1, "parquet")
 	file := filepath.Join(t.TempDir(), "f")
 	require.NoError(t, os.WriteFile(file, raw, 0o600))
 	f, err := os.Open(file)
@@ -62,10 +62,10 @@ func TestRecords_RoundTripAndWindow(t *testing.T) {
 	require.NoError(t, o.Put(t.Context(), key, f, int64(len(raw))))
 	require.NoError(t, f.Close())
 
-	in, err := records.Window(t.Context(), o, records.RecordPrefix, "m", 0, at, at.Add(time.Second))
+	in, err := records.Window(t.Context(), o, records.Slice{Prefix: records.RecordPrefix, Model: "m", From: at, To: at.Add(time.Second)})
 	require.NoError(t, err)
 	require.Equal(t, []string{key}, in)
-	before, err := records.Window(t.Context(), o, records.RecordPrefix, "m", 2, at.Add(-time.Hour), at)
+	before, err := records.Window(t.Context(), o, records.Slice{Prefix: records.RecordPrefix, Model: "m", Version: 2, From: at.Add(-time.Hour), To: at})
 	require.NoError(t, err)
 	require.Empty(t, before)
 	got := map[string][]float64{}

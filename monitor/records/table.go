@@ -231,7 +231,7 @@ const (
 func WriteParquet(w io.Writer, columns []Column, rows [][]any) error {
 	group := parquet.Group{}
 	for _, c := range columns {
-		node := parquet.Node(parquet.Leaf(parquet.DoubleType))
+		node := parquet.Leaf(parquet.DoubleType)
 		switch c.Kind {
 		case Int:
 			node = parquet.Leaf(parquet.Int64Type)
