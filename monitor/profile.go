@@ -54,18 +54,19 @@ type Profile struct {
 // BuildBaseline freezes a baseline from columns of values: names[i] has values[i].
 func BuildBaseline(names []string, values [][]float64) Baseline {
 	b := Baseline{}
-	for i, name := range names[:min(len(names), len(values))] {
+	for i, column := range values {
+		name := names[i]
 		f := FeatureBaseline{Name: name, Kind: Numeric}
-		if distinct := distinctIntegers(values[i]); distinct > 0 && distinct <= maxCategories {
+		if distinct := distinctIntegers(column); distinct > 0 && distinct <= maxCategories {
 			f.Kind = Categorical
 		} else {
-			f.Edges = quantileEdges(values[i], profileBins)
+			f.Edges = quantileEdges(column, profileBins)
 		}
-		for _, v := range values[i] {
+		for _, v := range column {
 			f.Profile.Add(f, v)
 		}
 		b.Features = append(b.Features, f)
-		b.Rows = int64(len(values[i]))
+		b.Rows = int64(len(column))
 	}
 	return b
 }

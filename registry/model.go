@@ -52,7 +52,7 @@ type ServingConfig struct {
 // DefaultServingConfig is what a new model gets.
 func DefaultServingConfig() ServingConfig {
 	return ServingConfig{
-		MaxBatch: 32, MaxDelayMicros: 500, QueueRows: 4096, Runners: 1, Threads: 1, Provider: "cpu",
+		MaxBatch: 32, MaxDelayMicros: 0, QueueRows: 4096, Runners: 1, Threads: 1, Provider: "cpu",
 		KeepAliveSecs: 600, Recording: RecordProfile, SampleRate: 1, StickyHeader: "X-Orrery-Key",
 		TimeoutMillis: 10_000, MaxRequestRows: 1024, RecordMaxBytes: 1 << 30, RecordKeepDays: 30,
 	}

@@ -286,7 +286,7 @@ func StartMinio() (*MinioServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &MinioServer{Endpoint: fmt.Sprintf("127.0.0.1:%d", port), Access: "orrery-test", Secret: "orrery-test-secret"}
+	s := &MinioServer{Endpoint: fmt.Sprintf("127.0.0.1:%d", port), Access: "orrery-test", Secret: "orrery-test-secret"} //nolint:gosec // of a server that lives as long as the test
 	s.Process = &Process{
 		name: "minio", dir: dir, log: filepath.Join(dir, "log"),
 		args: []string{bin, "server", "--quiet", "--address", s.Endpoint, "--console-address", "127.0.0.1:0", filepath.Join(dir, "data")},
