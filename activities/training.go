@@ -3,9 +3,11 @@ package activities
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/csv"
-	"errors"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -311,32 +313,44 @@ func runTrainer(ctx context.Context, t Trainer, dir string, env []string) (noise
 	return noise, registry.Errorf(registry.Invalid, "the trainer failed: %w: %s", err, bytes.TrimSpace(noise[max(0, len(noise)-tryNoise):]))
 }
 
+// uploadAll uploads the regular files below dir; links are neither followed nor uploaded.
 func (a *Training) uploadAll(ctx context.Context, dir string) ([]registry.File, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }() // opened for reading
 	var files []registry.File
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	err = fs.WalkDir(root.FS(), ".", func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
-		rel, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		file := registry.File{Path: filepath.ToSlash(rel), Size: info.Size(), SHA256: registry.FileSHA256(path)}
+		file, err := a.upload(ctx, root, path)
 		files = append(files, file)
-		return errors.Join(registry.PutBlob(ctx, a.data.objects, file.SHA256, file.Size, f), f.Close())
+		return err
 	})
 	if err == nil && len(files) == 0 {
 		err = registry.Errorf(registry.Invalid, "the trainer left no files in ORRERY_OUTPUT_DIR")
 	}
 	return files, err
+}
+
+func (a *Training) upload(ctx context.Context, root *os.Root, path string) (registry.File, error) {
+	f, err := root.Open(path)
+	if err != nil {
+		return registry.File{}, err
+	}
+	defer func() { _ = f.Close() }() // opened for reading
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	if err != nil {
+		return registry.File{}, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return registry.File{}, err
+	}
+	file := registry.File{Path: path, Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}
+	return file, registry.PutBlob(ctx, a.data.objects, file.SHA256, file.Size, f)
 }
 
 // CreateChallengerInput is a version to register on behalf of a retraining.

