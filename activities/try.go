@@ -21,7 +21,7 @@ import (
 
 const (
 	tryLimit = 2 * time.Minute // a model that takes longer to load and try is refused
-	tryNoise = 600             // bytes of a crashed child's output that are kept
+	tryNoise = 600             // bytes of a failed program's output that are kept
 )
 
 // newestOpset is the newest ai.onnx opset that ONNX Runtime 1.24, the oldest one supported, knows.
@@ -153,8 +153,7 @@ func (a *Models) runTry(ctx context.Context, dir, entry string) (TryReport, erro
 		return TryReport{}, registry.Errorf(registry.Unavailable, "no model can be tried here: %s", strings.TrimSpace(stderr.String()))
 	}
 	if err != nil {
-		noise := stderr.String()
-		return TryReport{}, registry.Errorf(registry.Invalid, "the model crashed the process that tried it (%s): %s", exit, strings.TrimSpace(noise[:min(len(noise), tryNoise)]))
+		return TryReport{}, registry.Errorf(registry.Invalid, "the model crashed the process that tried it (%s): %s", exit, firstLine(stderr.String()))
 	}
 	var report TryReport
 	if err := json.Unmarshal(stdout.Bytes(), &report); err != nil {
@@ -164,6 +163,12 @@ func (a *Models) runTry(ctx context.Context, dir, entry string) (TryReport, erro
 		return TryReport{}, registry.Errorf(registry.Invalid, "%s", report.Refused)
 	}
 	return report, nil
+}
+
+// firstLine returns the first line of what a program wrote, at most tryNoise bytes.
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return line[:min(len(line), tryNoise)]
 }
 
 // keepAlive heartbeats until the returned function is called.

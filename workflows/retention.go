@@ -13,8 +13,11 @@ import (
 // RetentionName is the registered name.
 const RetentionName = "Retention"
 
-// RetentionID is the workflow id; the schedule appends its time.
-const RetentionID = "retention"
+// RetentionID is the workflow id; the schedule appends its time. RetentionScheduleID is the schedule's.
+const (
+	RetentionID         = "retention"
+	RetentionScheduleID = "orrery/retention"
+)
 
 // RetentionInput says what to keep; the schedule carries it.
 type RetentionInput struct {

@@ -71,6 +71,7 @@ func (n *node) url() string { return "http://" + n.http }
 func newCluster(t *testing.T, servers, workers int) *cluster {
 	t.Helper()
 	c := &cluster{t: t}
+	_ = t.TempDir() // registers its removal before the kill, so that it happens after it
 	var starting sync.WaitGroup
 	var pgErr, temporalErr error
 	starting.Go(func() { c.postgres, pgErr = testenv.StartPostgres() })

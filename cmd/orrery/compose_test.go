@@ -58,6 +58,7 @@ func TestCompose_DrivesARolloutThroughTheSameRoles(t *testing.T) {
 	p, err := loadCompose(t, secrets)
 	require.NoError(t, err)
 	c := &cluster{t: t}
+	_ = t.TempDir() // registers its removal before the kill, so that it happens after it
 	c.postgres, err = testenv.StartPostgres()
 	require.NoError(t, err)
 	c.temporal, err = testenv.StartTemporal()

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/worker"
 	"go.yaml.in/yaml/v3"
 
@@ -102,15 +104,15 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 	if err != nil {
 		return err
 	}
-	temporal, err := o.openTemporal(log)
+	dialed, err := o.openTemporal(log)
 	if err != nil {
 		return err
 	}
-	defer temporal.Close()
-	if err := ensureSearchAttributes(ctx, temporal, o.namespace, log); err != nil {
+	defer dialed.Close()
+	if err := ensureSearchAttributes(ctx, dialed, o.namespace, log); err != nil {
 		return nil // asked to stop while waiting
 	}
-	w, err := newWorker(temporal, queue, s, objects, o, log)
+	w, err := newWorker(dialed, queue, s, objects, o, log)
 	if err != nil {
 		return err
 	}
@@ -118,6 +120,11 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 		return nil // asked to stop while waiting
 	}
 	log.Info("polling", "queue", queue)
+	if queue == workflows.LifecycleQueue {
+		if err := ensureRetention(ctx, dialed); err != nil && ctx.Err() == nil {
+			log.Warn("make the retention schedule", "error", err)
+		}
+	}
 	<-ctx.Done()
 	w.Stop()
 	return nil
@@ -186,6 +193,23 @@ func readTrainers(path string) (map[string]activities.Trainer, error) {
 		return nil, &exitError{exitUsage, fmt.Errorf("--config %s: %w", path, err)}
 	}
 	return c.Trainers, nil
+}
+
+// ensureRetention makes the schedule of Retention, every night at four, unless there is one.
+func ensureRetention(ctx context.Context, c client.Client) error {
+	_, err := c.ScheduleClient().Create(ctx, client.ScheduleOptions{
+		ID: workflows.RetentionScheduleID, Overlap: enums.SCHEDULE_OVERLAP_POLICY_SKIP, CatchupWindow: time.Hour,
+		Spec: client.ScheduleSpec{CronExpressions: []string{"0 4 * * *"}},
+		Memo: map[string]any{"kind": string(registry.KindRetention), "model": "", "cron": "0 4 * * *"},
+		Action: &client.ScheduleWorkflowAction{
+			ID: workflows.RetentionID, Workflow: workflows.RetentionName, TaskQueue: workflows.LifecycleQueue,
+			Args: []any{workflows.DefaultRetention()},
+		},
+	})
+	if errors.Is(err, temporal.ErrScheduleAlreadyRunning) {
+		return nil
+	}
+	return err
 }
 
 // startWorker starts polling, as soon as Temporal answers.

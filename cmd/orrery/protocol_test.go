@@ -115,6 +115,13 @@ func TestRegister_RefusesBadFiles(t *testing.T) {
 		Initializers: []onnxfile.Tensor{onnxfile.Int64s("shape", []int64{2}, []int64{1 << 20, 1 << 20})},
 		Nodes:        []onnxfile.Node{{Op: "Expand", Inputs: []string{"x", "shape"}, Outputs: []string{"y"}}},
 	})
+	crash := onnxfile.Build(onnxfile.Model{ // a function that calls itself: ONNX Runtime inlines it until its stack overflows
+		Name: "crash", Opset: 17,
+		Inputs:    []onnxfile.Value{{Name: "x", Type: onnxfile.Float, Shape: []int64{-1, 1}}},
+		Outputs:   []onnxfile.Value{{Name: "y", Type: onnxfile.Float, Shape: []int64{-1, 1}}},
+		Nodes:     []onnxfile.Node{{Op: "F", Domain: "d", Inputs: []string{"x"}, Outputs: []string{"y"}}},
+		Functions: []onnxfile.Function{{Domain: "d", Name: "F", Inputs: []string{"a"}, Outputs: []string{"b"}, Nodes: []onnxfile.Node{{Op: "F", Domain: "d", Inputs: []string{"a"}, Outputs: []string{"b"}}}}},
+	})
 	for name, bad := range map[string]struct {
 		file []byte
 		want string
@@ -126,6 +133,7 @@ func TestRegister_RefusesBadFiles(t *testing.T) {
 		"external data outside": {outside, "outside its directory"},
 		"unsupported opset":     {future, "opset 99"},
 		"too greedy":            {greedy, "does not run"},
+		"crashes ONNX Runtime":  {crash, "the model crashed the process that tried it"},
 	} {
 		run := c.upload("m", map[string][]byte{"model.onnx": bad.file})
 		require.Equal(t, "FAILED", run.State, name)

@@ -71,6 +71,15 @@ type Node struct {
 	Attributes map[string]any
 }
 
+// Function is a function of the model's own, called by a node of its domain and name.
+type Function struct {
+	Domain  string
+	Name    string
+	Inputs  []string
+	Outputs []string
+	Nodes   []Node
+}
+
 // Model is a model to write.
 type Model struct {
 	Name         string
@@ -79,6 +88,7 @@ type Model struct {
 	Outputs      []Value
 	Initializers []Tensor
 	Nodes        []Node
+	Functions    []Function
 	Metadata     map[string]string
 }
 
@@ -89,6 +99,10 @@ func Build(m Model) []byte {
 	b = text(b, 2, "orrery")
 	b = message(b, 7, graph(m))
 	b = message(b, 8, number(nil, 2, uint64(m.Opset))) //nolint:gosec // opsets are small and positive
+	for _, f := range m.Functions {
+		b = message(b, 8, number(text(nil, 1, f.Domain), 2, 1))
+		b = message(b, 25, function(f, m.Opset))
+	}
 	for _, key := range sortedKeys(m.Metadata) {
 		b = message(b, 14, text(text(nil, 1, key), 2, m.Metadata[key]))
 	}
@@ -111,6 +125,22 @@ func graph(m Model) []byte {
 		g = message(g, 12, value(v))
 	}
 	return g
+}
+
+func function(f Function, opset int64) []byte {
+	b := text(nil, 1, f.Name)
+	for _, s := range f.Inputs {
+		b = text(b, 4, s)
+	}
+	for _, s := range f.Outputs {
+		b = text(b, 5, s)
+	}
+	for _, n := range f.Nodes {
+		b = message(b, 7, node(n))
+	}
+	b = message(b, 9, number(nil, 2, uint64(opset))) //nolint:gosec // opsets are small and positive
+	b = message(b, 9, number(text(nil, 1, f.Domain), 2, 1))
+	return text(b, 10, f.Domain)
 }
 
 func node(n Node) []byte {
