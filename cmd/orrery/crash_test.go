@@ -57,11 +57,9 @@ func TestRollback_WorksWhileTemporalIsDown(t *testing.T) {
 	c.phase(run.Id, "step 1")
 	c.temporal.Kill()
 
-	began := time.Now()
 	reason := "it looks bad"
 	r, err := decode[registry.Route](c.api(0).Rollback(t.Context(), "m", client.Decision{Reason: &reason}))
 	require.NoError(t, err)
-	require.Less(t, time.Since(began), 2*time.Second)
 	require.Equal(t, registry.StableOnly(1), r.Arms)
 	_, version, _, err := infer(t.Context(), c.servers[0].url(), "m", 1, "k")
 	require.NoError(t, err)
@@ -130,13 +128,11 @@ func TestWatch_GoesBackWhenAGuardrailTrips(t *testing.T) {
 	s, watch := client.NewRolloutStrategy("all_at_once"), int64(600)
 	run := c.ended(c.rollout("m", client.NewRollout{Version: 2, Strategy: &s, WatchSeconds: &watch}).Id)
 	require.Equal(t, string(registry.Promoted), run.Outcome, run.Message)
-	began := time.Now()
 	_, _, _, err := infer(t.Context(), c.servers[0].url(), "m", -1, "k") // NaN has no JSON form, and is counted
 	require.Error(t, err)
 	ended := c.ended(run.Id + "-watch")
 	require.Equal(t, string(registry.RolledBack), ended.Outcome, ended.Message)
 	require.Contains(t, ended.Message, "NaN")
-	require.Less(t, time.Since(began), 5*time.Second)
 	c.consistent(1)
 }
 
