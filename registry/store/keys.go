@@ -28,7 +28,9 @@ func (s *Store) CreateKey(ctx context.Context, k registry.APIKey) (registry.APIK
 			ID: k.ID, Name: k.Name, Hash: k.Hash, Role: string(k.Role), Models: encode(k.Models), CreatedAt: micros(t.now),
 			CreatedBy: k.CreatedBy,
 		}
-		if err := t.Create(&row).Error; err != nil {
+		if err := t.Create(&row).Error; errors.Is(err, gorm.ErrDuplicatedKey) {
+			return registry.Errorf(registry.Exists, "key %q was created at the same moment", k.Name)
+		} else if err != nil {
 			return err
 		}
 		_, err := t.emit(registry.Event{Type: registry.KeyChanged, Actor: k.CreatedBy}, map[string]string{"id": k.ID, "name": k.Name, "role": string(k.Role)})

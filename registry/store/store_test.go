@@ -380,6 +380,25 @@ func TestStore_KeysAndAnswers(t *testing.T) {
 	})
 }
 
+// Servers that start at once all make the admin key; one of them does, and the others are told that it exists.
+func TestStore_AKeyIsCreatedOnce(t *testing.T) {
+	backends(t, func(t *testing.T, dsn string) {
+		s := open(t, dsn)
+		codes := make(chan registry.Code, 8)
+		for range cap(codes) {
+			go func() {
+				_, err := s.CreateKey(t.Context(), registry.APIKey{ID: "admin", Name: "admin", Hash: "h", Role: registry.Admin})
+				codes <- registry.CodeOf(err)
+			}()
+		}
+		count := map[registry.Code]int{}
+		for range cap(codes) {
+			count[<-codes]++
+		}
+		require.Equal(t, map[registry.Code]int{"": 1, registry.Exists: 7}, count)
+	})
+}
+
 func TestOpen_SaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	_, err := store.Open(t.Context(), "mysql://x")
