@@ -346,6 +346,10 @@ func (r *rollout) bake(ctx workflow.Context) error {
 		Last: r.step == len(r.in.Steps), Judge: r.start.Judge,
 	}
 	for {
+		// What was said while traffic was shifted holds now.
+		if err := workflow.Await(ctx, func() bool { return !r.paused || r.promote || r.stop != "" }); err != nil || r.promote || r.stop != "" {
+			return err
+		}
 		var result activities.BakeResult
 		r.baking = true
 		err := r.interruptible(ctx, func(ctx workflow.Context) error {

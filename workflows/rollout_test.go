@@ -20,12 +20,13 @@ import (
 
 // world is what the mocked activities of one roll-out do and saw.
 type world struct {
-	failStep string                             // the shift that fails
-	failure  error                              // with what
-	verdicts map[int64]monitor.Verdict          // of the bake under a revision; Pass when not given
-	shifts   []activities.ShiftInput            // in order
-	restores []activities.RestoreInput          // in order
-	restore  error                              // what a restore ends in
+	failStep string                    // the shift that fails
+	failure  error                     // with what
+	verdicts map[int64]monitor.Verdict // of the bake under a revision; Pass when not given
+	shifts   []activities.ShiftInput   // in order
+	restores []activities.RestoreInput // in order
+	restore  error                     // what a restore ends in
+	bakes    int
 	ended    activities.EndRunInput             // the last
 	env      *testsuite.TestWorkflowEnvironment //
 }
@@ -43,7 +44,7 @@ func newWorld(bakeFor time.Duration) *world {
 	w.env.RegisterActivity(runs)
 	start := activities.PreflightResult{Route: registry.Route{Model: "m", Revision: 7, Arms: registry.StableOnly(1)}, Judge: monitor.DefaultJudge()}
 	w.env.OnActivity(traffic.Preflight, mock.Anything, mock.Anything).Return(start, nil)
-	w.env.OnActivity(traffic.ShiftTraffic, mock.Anything, mock.Anything).Return(w.shift)
+	w.env.OnActivity(traffic.ShiftTraffic, mock.Anything, mock.Anything).After(time.Minute).Return(w.shift)
 	w.env.OnActivity(traffic.RestoreRoute, mock.Anything, mock.Anything).Return(w.undo)
 	w.env.OnActivity(traffic.Bake, mock.Anything, mock.Anything).After(bakeFor).Return(w.bake)
 	w.env.OnActivity(traffic.HoldVersion, mock.Anything, mock.Anything).Return(nil)
@@ -66,6 +67,7 @@ func (w *world) undo(_ context.Context, in activities.RestoreInput) (activities.
 }
 
 func (w *world) bake(_ context.Context, in activities.BakeInput) (activities.BakeResult, error) {
+	w.bakes++
 	v, ok := w.verdicts[in.Revision]
 	if !ok {
 		v = monitor.Pass
@@ -84,6 +86,29 @@ func (w *world) run(t *testing.T) workflows.RolloutResult {
 	require.NoError(t, w.env.GetWorkflowResult(&out))
 	require.Equal(t, out.Outcome, w.ended.Outcome, "the run says what the workflow says")
 	return out
+}
+
+// say sends an update after a while.
+func (w *world) say(t *testing.T, name string, after time.Duration) {
+	t.Helper()
+	w.env.RegisterDelayedCallback(func() {
+		w.env.UpdateWorkflow(name, name, &testsuite.TestUpdateCallback{
+			OnReject:   func(err error) { t.Errorf("%s was refused: %v", name, err) },
+			OnAccept:   func() {},
+			OnComplete: func(any, error) {},
+		}, workflows.Decision{Actor: "ann"})
+	}, after)
+}
+
+// What a person says while traffic is shifted holds when the shift is done: no bake begins.
+func TestRollout_MockedActivities_PromoteNowDuringAShift(t *testing.T) {
+	t.Parallel()
+	w := newWorld(time.Hour)
+	w.say(t, workflows.PauseUpdate, 70*time.Second) // step 1 is shifted from 60 to 120 s
+	w.say(t, workflows.ResumeUpdate, 80*time.Second)
+	w.say(t, workflows.PromoteNowUpdate, 90*time.Second)
+	require.Equal(t, registry.Promoted, w.run(t).Outcome)
+	require.Zero(t, w.bakes)
 }
 
 func TestRollout_MockedActivities_PromotesStepByStep(t *testing.T) {
@@ -142,17 +167,8 @@ func TestRollout_MockedActivities_NeverFightsAChangedRoute(t *testing.T) {
 func TestRollout_MockedActivities_AbortWhilePausedGoesBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(time.Hour)
-	say := func(name string, after time.Duration) {
-		w.env.RegisterDelayedCallback(func() {
-			w.env.UpdateWorkflow(name, name, &testsuite.TestUpdateCallback{
-				OnReject:   func(err error) { t.Errorf("%s was refused: %v", name, err) },
-				OnAccept:   func() {},
-				OnComplete: func(any, error) {},
-			}, workflows.Decision{Actor: "ann"})
-		}, after)
-	}
-	say(workflows.PauseUpdate, time.Minute)
-	say(workflows.AbortUpdate, 2*time.Minute)
+	w.say(t, workflows.PauseUpdate, 5*time.Minute)
+	w.say(t, workflows.AbortUpdate, 6*time.Minute)
 	out := w.run(t)
 	require.Equal(t, registry.Aborted, out.Outcome)
 	require.Len(t, w.restores, 1)
