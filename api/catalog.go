@@ -265,3 +265,12 @@ func workflowOf(run registry.Run) (name, id, queue string, in any) {
 		return "", "", "", nil
 	}
 }
+
+// workflowID returns the id of a run's workflow; that of a registration follows from its version.
+func workflowID(r registry.Run) string {
+	if r.WorkflowID != "" {
+		return r.WorkflowID
+	}
+	_, id, _, _ := workflowOf(r)
+	return id
+}

@@ -13,8 +13,8 @@ import (
 
 const (
 	reconcileEvery = 2 * time.Second
-	startGrace     = 2 * time.Second // a PENDING run this old was not started by the request that inserted it
-	reapGrace      = 5 * time.Second // a run this old whose workflow is gone will not write its end any more
+	startGrace     = 10 * time.Second // a PENDING run this old was not started by who inserted it
+	reapGrace      = 5 * time.Second  // a run this old whose workflow is gone will not write its end any more
 )
 
 // Reconcile starts, until ctx ends, runs that were inserted and never started, and reaps runs whose workflow was
@@ -44,7 +44,7 @@ func (s *Server) reconcileOnce(ctx context.Context) error {
 		switch {
 		case run.State == registry.RunPending && age > startGrace:
 			s.start(ctx, run)
-		case run.State != registry.RunPending && age > reapGrace && run.WorkflowID != "":
+		case run.State != registry.RunPending && age > reapGrace && workflowID(run) != "":
 			if err := s.reapIfGone(ctx, run); err != nil {
 				return err
 			}
@@ -55,7 +55,7 @@ func (s *Server) reconcileOnce(ctx context.Context) error {
 
 // reapIfGone ends a run whose workflow ended without saying so: it was terminated, timed out or failed.
 func (s *Server) reapIfGone(ctx context.Context, run registry.Run) error {
-	d, err := s.temporal.DescribeWorkflowExecution(ctx, run.WorkflowID, "")
+	d, err := s.temporal.DescribeWorkflowExecution(ctx, workflowID(run), "")
 	var missing *serviceerror.NotFound
 	if err != nil && !errors.As(err, &missing) {
 		return err

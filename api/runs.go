@@ -25,12 +25,12 @@ func accepted(run Run) AcceptedJSONResponse {
 
 func (s *Server) runDTO(r registry.Run) Run {
 	out := Run{
-		Id: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowId: r.WorkflowID, State: string(r.State),
+		Id: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowId: workflowID(r), State: string(r.State),
 		Outcome: string(r.Outcome), Phase: r.Phase, Message: r.Message, Progress: r.Progress, Actor: r.Actor,
 		CreatedAt: r.CreatedAt, StartedAt: optional(r.StartedAt), EndedAt: optional(r.EndedAt),
 	}
-	if s.config.TemporalUI != "" && r.WorkflowID != "" {
-		link := fmt.Sprintf("%s/namespaces/%s/workflows/%s", s.config.TemporalUI, s.config.Namespace, url.PathEscape(r.WorkflowID))
+	if s.config.TemporalUI != "" && out.WorkflowId != "" {
+		link := fmt.Sprintf("%s/namespaces/%s/workflows/%s", s.config.TemporalUI, s.config.Namespace, url.PathEscape(out.WorkflowId))
 		out.TemporalUrl = &link
 	}
 	if len(r.Input) > 0 {

@@ -31,6 +31,7 @@ func Static() http.FileSystem {
 }
 
 var functions = template.FuncMap{
+	"share":   func(weight int) string { return fmt.Sprintf("%.4g%%", float64(weight)/100) },
 	"percent": func(weight int) string { return fmt.Sprintf("%.4g %%", float64(weight)/100) },
 	"ago":     ago,
 	"mb":      func(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/1e6) },
