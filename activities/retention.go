@@ -87,7 +87,7 @@ func refer(v registry.Version, needed map[string]bool) {
 	for _, f := range v.Manifest.Files {
 		needed[f.SHA256] = true
 	}
-	for _, sha := range []string{v.Documents.TrainingData, v.Documents.Baseline, v.Documents.Report} {
+	for _, sha := range []string{v.Documents.TrainingData, v.Documents.Baseline} {
 		needed[sha] = true
 	}
 }

@@ -45,7 +45,6 @@ type ServingConfig struct {
 	StickyHeader   string    `json:"sticky_header"`    // header whose value keeps a caller on one arm
 	TimeoutMillis  int64     `json:"timeout_ms"`       // deadline of a request that brings none
 	MaxRequestRows int       `json:"max_request_rows"` // rows one request may carry
-	RecordMaxBytes int64     `json:"record_max_bytes"` // cap on records kept per model
 	RecordKeepDays int       `json:"record_keep_days"` // age at which Retention deletes records and profiles
 }
 
@@ -54,7 +53,7 @@ func DefaultServingConfig() ServingConfig {
 	return ServingConfig{
 		MaxBatch: 32, MaxDelayMicros: 0, QueueRows: 4096, Runners: 1, Threads: 1, Provider: "cpu",
 		KeepAliveSecs: 600, Recording: RecordProfile, SampleRate: 1, StickyHeader: "X-Orrery-Key",
-		TimeoutMillis: 10_000, MaxRequestRows: 1024, RecordMaxBytes: 1 << 30, RecordKeepDays: 30,
+		TimeoutMillis: 10_000, MaxRequestRows: 1024, RecordKeepDays: 30,
 	}
 }
 

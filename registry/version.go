@@ -35,7 +35,6 @@ type Version struct {
 type Documents struct {
 	TrainingData string `json:"training_data,omitempty"` // given at registration; the baseline is built from it
 	Baseline     string `json:"baseline,omitempty"`      // monitor.Baseline as JSON
-	Report       string `json:"report,omitempty"`        // what the try-out saw
 }
 
 // BatchLatency is the measured duration of one run of the session with a batch of Rows rows.

@@ -33,8 +33,8 @@ type connection struct {
 func (p *program) addClient(root *cobra.Command) {
 	conn := &connection{p: p}
 	f := root.PersistentFlags()
-	f.StringVar(&conn.api, "api", "", "the server's address; default ORRERY_API, else the one of `orrery dev` in ./.orrery")
-	f.StringVar(&conn.key, "key", "", "API key; default ORRERY_KEY, else the one of `orrery dev`")
+	f.StringVar(&conn.api, "api", "", "the server's address; default ORRERY_API, else the one of orrery dev in ./.orrery")
+	f.StringVar(&conn.key, "key", "", "API key; default ORRERY_KEY, else the one of orrery dev")
 	f.StringVarP(&conn.output, "output", "o", "table", "table or json")
 	for _, c := range []*cobra.Command{
 		conn.modelCommand(), conn.versionCommand(), conn.aliasCommand(), conn.routeCommand(), conn.rolloutCommand(),
@@ -43,8 +43,19 @@ func (p *program) addClient(root *cobra.Command) {
 		conn.eventCommand(), conn.doctorCommand(),
 	} {
 		c.GroupID = "client"
+		if c.HasSubCommands() {
+			c.RunE = needsSubcommand
+		}
 		root.AddCommand(c)
 	}
+}
+
+// needsSubcommand answers a command that was given no subcommand, or a misspelt one, so that a script notices.
+func needsSubcommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	return &exitError{exitUsage, fmt.Errorf("unknown command %q for %q; see %s --help", args[0], c.CommandPath(), c.CommandPath())}
 }
 
 // find fills in the address and key from the environment or from a running `orrery dev`.

@@ -238,6 +238,10 @@ func TestDev_StartsStopsAndStartsAgain(t *testing.T) {
 			require.Zero(t, code, text)
 			text, code = cli("model", "create", "m")
 			require.Equal(t, exitConflict, code, text)
+			text, code = cli("model", "crate", "m")
+			require.Equal(t, exitUsage, code, text)
+			text, code = cli("model", "show")
+			require.Equal(t, exitUsage, code, text)
 			text, code = cli("model", "show", "nope")
 			require.Equal(t, exitNotFound, code, text)
 		}

@@ -58,9 +58,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	root.AddCommand(p.tryCommand())
 	p.addClient(root)
+	started := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
+	}
+	if !started { // an unknown command or the wrong number of arguments
+		err = &exitError{exitUsage, err}
 	}
 	fmt.Fprintln(stderr, "orrery:", err)
 	if e, ok := errors.AsType[*exitError](err); ok {
