@@ -11,8 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"go.temporal.io/sdk/activity"
-
 	"github.com/orrery-ml/orrery/engine"
 	"github.com/orrery-ml/orrery/monitor/records"
 	"github.com/orrery-ml/orrery/registry"
@@ -115,12 +113,15 @@ const scoreRows = 1024
 // partition alone, so that a repeat writes the same object again.
 func (a *Data) ScorePartition(ctx context.Context, in PartitionInput) (PartitionResult, error) {
 	out := PartitionResult{Index: in.Index, Key: partKey(in.Plan, in.Index, "part")}
+	stop, err := survive(ctx, fmt.Sprintf("partition %d of %s", in.Index, in.Plan.Input))
+	if err != nil {
+		return out, Fault(err)
+	}
+	defer stop()
 	v, err := a.store.Version(ctx, in.Plan.Model, in.Plan.Version)
 	if err != nil {
 		return out, Fault(err)
 	}
-	stop := keepAlive(ctx)
-	defer stop()
 	path := filepath.Join(a.scratch, "input-"+in.Plan.SHA256)
 	if registry.FileSHA256(path) != in.Plan.SHA256 {
 		tmp := fmt.Sprintf("%s-%s-%d", path, in.Plan.RunID, in.Index)
@@ -173,7 +174,6 @@ func (a *Data) score(ctx context.Context, in PartitionInput, path string, sessio
 		good, bad = append(good, scored...), append(bad, failed...)
 		first += int64(len(rows))
 		left -= int64(len(rows))
-		activity.RecordHeartbeat(ctx, first)
 	}
 	return a.writePartition(ctx, in, good, bad, out)
 }

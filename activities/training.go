@@ -382,7 +382,7 @@ func (a *Training) CreateChallenger(ctx context.Context, in CreateChallengerInpu
 	v, err := a.data.store.CreateVersion(ctx, registry.Version{
 		Model: in.Model, Manifest: manifest, Description: "retrained by run " + in.RunID, CreatedBy: in.Actor,
 		Documents: registry.Documents{TrainingData: in.Train},
-	}, registry.Run{ID: out.RunID, Kind: registry.KindRegister, Model: in.Model, Actor: in.Actor})
+	}, registry.Run{ID: out.RunID, Parent: in.RunID, Kind: registry.KindRegister, Model: in.Model, Actor: in.Actor})
 	out.Version = v.Number
 	return out, Fault(err)
 }

@@ -172,7 +172,7 @@ func firstLine(s string) string {
 }
 
 // keepAlive heartbeats until the returned function is called.
-func keepAlive(ctx context.Context) func() {
+func keepAlive(ctx context.Context, details ...any) func() {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() { // ends with the returned function
@@ -184,7 +184,7 @@ func keepAlive(ctx context.Context) func() {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
-				activity.RecordHeartbeat(ctx)
+				activity.RecordHeartbeat(ctx, details...)
 			}
 		}
 	}()

@@ -42,6 +42,10 @@ func (s *Server) reconcileOnce(ctx context.Context) error {
 	for _, run := range open {
 		age := time.Since(run.CreatedAt)
 		switch {
+		case run.State == registry.RunPending && run.Parent != "":
+			if err := s.reapIfOrphan(ctx, run); err != nil {
+				return err
+			}
 		case run.State == registry.RunPending && age > startGrace:
 			s.start(ctx, run)
 		case run.State != registry.RunPending && age > reapGrace && workflowID(run) != "":
@@ -51,6 +55,28 @@ func (s *Server) reconcileOnce(ctx context.Context) error {
 		}
 	}
 	return s.reapOrphans(ctx)
+}
+
+// reapIfOrphan ends a run that its parent inserted and will not start any more, because the parent has ended.
+func (s *Server) reapIfOrphan(ctx context.Context, run registry.Run) error {
+	parent, err := s.store.Run(ctx, run.Parent)
+	if err != nil || !parent.State.Ended() || time.Since(parent.EndedAt) < reapGrace {
+		return err
+	}
+	return s.reap(ctx, run, "run "+parent.ID+" ended before it started this one")
+}
+
+// reap marks a run whose workflow will not write its end. A version that it was registering is FAILED, not PENDING for
+// ever.
+func (s *Server) reap(ctx context.Context, run registry.Run, message string) error {
+	if run.Kind == registry.KindRegister {
+		_, err := s.store.FinishVersion(ctx, run.Model, run.Version, registry.Derived{}, message)
+		if code := registry.CodeOf(err); err != nil && code != registry.Precondition && code != registry.NotFound {
+			return err
+		}
+	}
+	_, err := s.store.UpdateRun(ctx, registry.RunUpdate{ID: run.ID, State: registry.RunFailed, Outcome: registry.Terminated, Message: &message})
+	return err
 }
 
 // reapIfGone ends a run whose workflow ended without saying so: it was terminated, timed out or failed.
@@ -71,9 +97,7 @@ func (s *Server) reapIfGone(ctx context.Context, run registry.Run) error {
 		}
 		status = info.GetStatus().String()
 	}
-	message := "its workflow ended without a word: " + status
-	_, err = s.store.UpdateRun(ctx, registry.RunUpdate{ID: run.ID, State: registry.RunFailed, Outcome: registry.Terminated, Message: &message})
-	return err
+	return s.reap(ctx, run, "its workflow ended without a word: "+status)
 }
 
 // reapOrphans reverts routes whose owner has ended.

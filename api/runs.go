@@ -25,7 +25,7 @@ func accepted(run Run) AcceptedJSONResponse {
 
 func (s *Server) runDTO(r registry.Run) Run {
 	out := Run{
-		Id: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowId: workflowID(r), State: string(r.State),
+		Id: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowId: workflowID(r), Parent: r.Parent, State: string(r.State),
 		Outcome: string(r.Outcome), Phase: r.Phase, Message: r.Message, Progress: r.Progress, Actor: r.Actor,
 		CreatedAt: r.CreatedAt, StartedAt: optional(r.StartedAt), EndedAt: optional(r.EndedAt),
 	}

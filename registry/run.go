@@ -58,6 +58,7 @@ type Run struct {
 	Model      string
 	Version    int
 	WorkflowID string
+	Parent     string // run whose workflow starts this one's as a child; "" = a server starts it
 	Lock       string // while the run has not ended, no second one with this lock can be inserted; "" for none
 	State      RunState
 	Outcome    Outcome

@@ -142,7 +142,7 @@ func offer(ctx workflow.Context, id string, in RetrainInput, version int, why st
 		return RetrainResult{Version: version}, err
 	}
 	if err := workflow.ExecuteActivity(quick(ctx), training.InsertRollout, activities.InsertRolloutInput{Run: registry.Run{
-		ID: rollout.RunID, Kind: registry.KindRollout, Model: in.Model, Version: version, WorkflowID: RolloutID(in.Model),
+		ID: rollout.RunID, Parent: id, Kind: registry.KindRollout, Model: in.Model, Version: version, WorkflowID: RolloutID(in.Model),
 		Lock: RolloutID(in.Model), Input: raw, Actor: rollout.Actor,
 	}}).Get(ctx, nil); err != nil {
 		return RetrainResult{Version: version}, err

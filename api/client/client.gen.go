@@ -294,15 +294,18 @@ type RouteChange struct {
 
 // Run defines model for Run.
 type Run struct {
-	Actor       string           `json:"actor"`
-	CreatedAt   time.Time        `json:"created_at"`
-	EndedAt     *time.Time       `json:"ended_at,omitempty"`
-	Id          string           `json:"id"`
-	Input       *json.RawMessage `json:"input,omitempty"`
-	Kind        string           `json:"kind"`
-	Message     string           `json:"message"`
-	Model       string           `json:"model"`
-	Outcome     string           `json:"outcome"`
+	Actor     string           `json:"actor"`
+	CreatedAt time.Time        `json:"created_at"`
+	EndedAt   *time.Time       `json:"ended_at,omitempty"`
+	Id        string           `json:"id"`
+	Input     *json.RawMessage `json:"input,omitempty"`
+	Kind      string           `json:"kind"`
+	Message   string           `json:"message"`
+	Model     string           `json:"model"`
+	Outcome   string           `json:"outcome"`
+
+	// Parent the run that started this one, or empty
+	Parent      string           `json:"parent"`
 	Phase       string           `json:"phase"`
 	Progress    float64          `json:"progress"`
 	Result      *json.RawMessage `json:"result,omitempty"`

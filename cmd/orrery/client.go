@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
 	"github.com/orrery-ml/orrery/api/client"
@@ -234,18 +235,20 @@ func settings(pairs []string) (*json.RawMessage, error) {
 	return &message, err
 }
 
-// watch follows a run until it ends, with a line of progress when people look.
+// watch follows a run until it ends: with a progress bar on a terminal, with a line for every change elsewhere.
 func (c *connection) watch(ctx context.Context, api *client.Client, id string) (client.Run, error) {
-	last := ""
+	show := c.lines()
+	if c.interactive() {
+		var done func() error
+		show, done = c.bar()
+		defer func() { _ = done() }() // the terminal is gone; nobody looks
+	}
 	for {
 		run, err := decode[client.Run](api.GetRun(ctx, id))
 		if err != nil {
 			return run, err
 		}
-		if line := fmt.Sprintf("%s %3.0f %%  %s", run.State, 100*run.Progress, run.Phase); line != last && c.output == "table" {
-			fmt.Fprintln(c.p.stderr, line)
-			last = line
-		}
+		show(run)
 		if run.EndedAt != nil {
 			return run, nil
 		}
@@ -255,6 +258,29 @@ func (c *connection) watch(ctx context.Context, api *client.Client, id string) (
 		case <-time.After(250 * time.Millisecond):
 		}
 	}
+}
+
+// lines shows a run by a line for every change of its state; for JSON it shows nothing.
+func (c *connection) lines() func(client.Run) {
+	last := ""
+	return func(run client.Run) {
+		line := fmt.Sprintf("%s %3.0f %%  %s", run.State, 100*run.Progress, run.Phase)
+		if line != last && c.output == "table" {
+			fmt.Fprintln(c.p.stderr, line)
+			last = line
+		}
+	}
+}
+
+// bar shows a run by a bar that moves, with its phase beside it.
+func (c *connection) bar() (show func(client.Run), done func() error) {
+	const full = 1000
+	bar := progressbar.NewOptions(full, progressbar.OptionSetWriter(c.p.stderr), progressbar.OptionSetPredictTime(false),
+		progressbar.OptionSetWidth(24), progressbar.OptionClearOnFinish(), progressbar.OptionSetElapsedTime(true))
+	return func(run client.Run) {
+		bar.Describe(strings.ToLower(run.State) + ", " + run.Phase)
+		_ = bar.Set(int(full * run.Progress)) // as above
+	}, bar.Exit
 }
 
 // finish prints a run that ended and makes the exit code of it.

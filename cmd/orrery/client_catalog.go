@@ -273,7 +273,11 @@ func (c *connection) upload(ctx context.Context, api *client.Client, path string
 		reader := progressbar.NewReader(file, bar)
 		source = &reader
 	}
-	setLength := func(_ context.Context, r *http.Request) error { r.ContentLength = f.Size; return nil }
+	setLength := func(_ context.Context, r *http.Request) error {
+		r.ContentLength = f.Size
+		r.Header.Set("Expect", "100-continue") // a refusal, of a full disk say, then comes before the bytes go
+		return nil
+	}
 	_, err = body(api.PutBlobWithBody(ctx, f.SHA256, &client.PutBlobParams{ContentLength: f.Size}, "application/octet-stream", source, setLength))
 	return err
 }

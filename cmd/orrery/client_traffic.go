@@ -244,7 +244,7 @@ func (c *connection) runCommand() *cobra.Command {
 			return err
 		}
 		return c.print(run, fields("run", run.Id, "kind", run.Kind, "model", run.Model, "version", strconv.Itoa(run.Version), "state", run.State,
-			"outcome", run.Outcome, "phase", run.Phase, "message", run.Message, "by", run.Actor, "created", when(run.CreatedAt), "temporal", deref(run.TemporalUrl)))
+			"outcome", run.Outcome, "phase", run.Phase, "message", run.Message, "by", run.Actor, "parent", run.Parent, "created", when(run.CreatedAt), "temporal", deref(run.TemporalUrl)))
 	}}
 	watch := &cobra.Command{Use: "watch RUN", Short: "Follow a run until it ends", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		api, err := c.dial()

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -256,5 +259,55 @@ func TestDev_StartsStopsAndStartsAgain(t *testing.T) {
 		require.Error(t, err, "processes are left: %s", left)
 		text, code = cli("model", "list")
 		require.Equal(t, exitUnavailable, code, text)
+	}
+}
+
+// zeros is endless.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// A disk that fills up in the middle of an upload is real here: the kernel lets no process of this dev write a file of
+// over 64 MB. The upload of 10 GB ends in one clear error, and nothing of it is left.
+func TestUpload_ToAFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), ".orrery")
+	dev := exec.Command("sh", "-c", `ulimit -f 131072 && exec "$@"`, "sh", binary, "dev", "--dir", dir, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0") //nolint:noctx // interrupted below
+	dev.Dir = "../.."                                                                                                                                     // where .tools is
+	require.NoError(t, dev.Start())
+	defer func() {
+		require.NoError(t, dev.Process.Signal(os.Interrupt))
+		require.NoError(t, dev.Wait())
+	}()
+	var state devState
+	require.Eventually(t, func() bool {
+		raw, err := os.ReadFile(filepath.Join(dir, "dev.json"))
+		return err == nil && json.Unmarshal(raw, &state) == nil
+	}, 60*time.Second, 50*time.Millisecond)
+	key, err := os.ReadFile(filepath.Join(dir, "admin.key"))
+	require.NoError(t, err)
+	const size = 10 << 30
+	for name, announced := range map[string]int64{"fills up": size, "cannot fit": 1 << 60} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, state.API+"/api/v1/blobs/"+strings.Repeat("ab", 32), io.LimitReader(zeros{}, announced))
+		require.NoError(t, err)
+		request.ContentLength = announced
+		request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(key)))
+		request.Header.Set("Expect", "100-continue")
+		answer, err := http.DefaultClient.Do(request)
+		require.NoError(t, err, name)
+		var p client.Problem
+		require.NoError(t, json.NewDecoder(answer.Body).Decode(&p), name)
+		require.NoError(t, answer.Body.Close())
+		require.Equal(t, http.StatusInsufficientStorage, answer.StatusCode, name)
+		require.Equal(t, "application/problem+json", answer.Header.Get("Content-Type"), name)
+		require.Equal(t, string(registry.StorageFull), p.Code, name)
+		left := 0
+		require.NoError(t, filepath.WalkDir(filepath.Join(dir, "objects"), func(_ string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() {
+				left++
+			}
+			return err
+		}))
+		require.Zero(t, left, "%s: nothing half-written", name)
 	}
 }

@@ -45,6 +45,9 @@ func (d *Dir) Put(ctx context.Context, key string, r io.Reader, size int64) erro
 	if err := d.root.MkdirAll(dir, 0o750); err != nil {
 		return fault("put "+key, err)
 	}
+	if free, ok := d.free(); ok && size > free {
+		return registry.Errorf(registry.StorageFull, "put %s: it takes %d bytes, and the object store has %d left", key, size, free)
+	}
 	tmp := filepath.Join(dir, temporary+rand())
 	f, err := d.root.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o640)
 	if err != nil {
@@ -58,6 +61,20 @@ func (d *Dir) Put(ctx context.Context, key string, r io.Reader, size int64) erro
 		return fault("put "+key, errors.Join(err, d.root.Remove(tmp)))
 	}
 	return nil
+}
+
+// free returns how many bytes may still be written, so that an upload that cannot fit is refused before it is sent.
+func (d *Dir) free() (int64, bool) {
+	f, err := d.root.Open(".")
+	if err != nil {
+		return 0, false
+	}
+	defer func() { _ = f.Close() }() // opened for reading
+	var s syscall.Statfs_t
+	if err := syscall.Fstatfs(int(f.Fd()), &s); err != nil { //nolint:gosec // file descriptors are small
+		return 0, false
+	}
+	return int64(s.Bavail) * int64(s.Bsize), true //nolint:gosec,unconvert // the types differ between systems; far below 2^63
 }
 
 // write copies r to f, syncs and closes it.

@@ -141,6 +141,7 @@ type runRow struct {
 	Model      string
 	Version    int
 	WorkflowID string
+	Parent     string
 	Lock       *string
 	State      string
 	Outcome    string
@@ -159,7 +160,7 @@ func (runRow) TableName() string { return "runs" }
 
 func (r runRow) run() registry.Run {
 	out := registry.Run{
-		ID: r.ID, Kind: registry.RunKind(r.Kind), Model: r.Model, Version: r.Version, WorkflowID: r.WorkflowID,
+		ID: r.ID, Kind: registry.RunKind(r.Kind), Model: r.Model, Version: r.Version, WorkflowID: r.WorkflowID, Parent: r.Parent,
 		State: registry.RunState(r.State), Outcome: registry.Outcome(r.Outcome), Phase: r.Phase, Message: r.Message,
 		Progress: r.Progress, Input: json.RawMessage(r.Input), Result: json.RawMessage(r.Result), Actor: r.Actor,
 		CreatedAt: fromMicros(r.CreatedAt), StartedAt: fromMicros(r.StartedAt), EndedAt: fromMicros(r.EndedAt),

@@ -39,7 +39,7 @@ func (t *tx) insertRun(r registry.Run) (registry.Run, error) {
 		}
 	}
 	row = runRow{
-		ID: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowID: r.WorkflowID,
+		ID: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowID: r.WorkflowID, Parent: r.Parent,
 		State: string(registry.RunPending), Phase: r.Phase, Input: string(r.Input), Actor: r.Actor, CreatedAt: micros(t.now),
 	}
 	if r.Lock != "" {
