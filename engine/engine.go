@@ -28,10 +28,11 @@ type Session interface {
 
 // Options are how a session is opened.
 type Options struct {
-	Provider string // cpu, cuda, tensorrt
-	Fallback string // used when Provider is not there; "" makes that an error
-	Threads  int    // intra-op
-	Device   int    // of the provider
+	Provider        string            // cpu, cuda, tensorrt, or a name ONNX Runtime knows
+	ProviderOptions map[string]string // passed through to Provider
+	Fallback        string            // used when Provider is not there; "" makes that an error
+	Threads         int               // intra-op
+	Device          int               // of the provider
 }
 
 // Runtime opens sessions.

@@ -149,9 +149,7 @@ func TestModel_RefusesWhatItDoesNotTake(t *testing.T) {
 		_, err := m.Infer(t.Context(), inputs, nil)
 		require.EqualError(t, err, want)
 	}
-	_, err := m.Infer(t.Context(), row("a\x00b", 1, 1, 2), nil)
-	require.ErrorContains(t, err, "zero byte")
-	_, err = m.Infer(t.Context(), row("a", 1, 1, 2), []string{"nope"})
+	_, err := m.Infer(t.Context(), row("a", 1, 1, 2), []string{"nope"})
 	require.EqualError(t, err, `unknown output "nope": the model gives y, t, j`)
 	require.Equal(t, registry.Invalid, registry.CodeOf(err))
 }

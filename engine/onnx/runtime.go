@@ -3,8 +3,8 @@
 package onnx
 
 import (
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,22 +21,26 @@ var startOnce sync.Mutex
 
 // Start loads the ONNX Runtime library at the given path and returns the runtime. It ends in Unsupported when the
 // library cannot be loaded or is too old.
-func Start(library string) (engine.Runtime, error) {
+func Start(path string) (engine.Runtime, error) {
 	startOnce.Lock()
 	defer startOnce.Unlock()
 	if !ort.IsInitialized() {
-		ort.SetSharedLibraryPath(library)
+		ort.SetSharedLibraryPath(path)
 		if err := ort.InitializeEnvironment(ort.WithLogLevelError()); err != nil {
-			return nil, registry.Errorf(registry.Unsupported, "load ONNX Runtime from %s: %w", library, err)
+			return nil, registry.Errorf(registry.Unsupported, "load ONNX Runtime from %s: %w", path, err)
 		}
 		if err := ort.DisableTelemetry(); err != nil {
 			return nil, registry.Errorf(registry.Unsupported, "turn ONNX Runtime's telemetry off: %w", err)
 		}
+		if err := openLibrary(path); err != nil {
+			return nil, registry.Errorf(registry.Unsupported, "load ONNX Runtime from %s: %w", path, err)
+		}
 	}
-	return runtime{}, nil
+	return library{}, nil
 }
 
-type runtime struct{}
+// library is the ONNX Runtime of this process.
+type library struct{}
 
 // datatypes maps ONNX Runtime's element types to the protocol's.
 var datatypes = map[ort.TensorElementDataType]registry.Datatype{
@@ -49,17 +53,8 @@ var datatypes = map[ort.TensorElementDataType]registry.Datatype{
 	ort.TensorElementDataTypeDouble: registry.FP64, ort.TensorElementDataTypeString: registry.Bytes,
 }
 
-// elementTypes is the inverse of datatypes.
-var elementTypes = func() map[registry.Datatype]ort.TensorElementDataType {
-	inverse := make(map[registry.Datatype]ort.TensorElementDataType, len(datatypes))
-	for k, v := range datatypes {
-		inverse[v] = k
-	}
-	return inverse
-}()
-
 // Inspect implements engine.Runtime.
-func (runtime) Inspect(path string) (registry.Signature, error) {
+func (library) Inspect(path string) (registry.Signature, error) {
 	inputs, outputs, err := ort.GetInputOutputInfo(path)
 	if err != nil {
 		return registry.Signature{}, modelFault(err)
@@ -113,82 +108,50 @@ func modelFault(err error) error {
 }
 
 // Open implements engine.Runtime.
-func (runtime) Open(path string, s registry.Signature, o engine.Options) (engine.Session, error) {
-	options, provider, err := sessionOptions(o)
+func (library) Open(path string, s registry.Signature, o engine.Options) (engine.Session, error) {
+	opts, provider, err := sessionOptions(o)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = options.Destroy() }() // only frees memory
-	inner, err := ort.NewDynamicAdvancedSession(path, registry.TensorNames(s.Inputs), registry.TensorNames(s.Outputs), options)
+	defer opts.free()
+	h, err := openSession(path, opts)
 	if err != nil {
 		return nil, modelFault(err)
 	}
-	return &session{inner: inner, signature: s, provider: provider}, nil
+	return newSession(h, s, provider), nil
 }
 
-func sessionOptions(o engine.Options) (options *ort.SessionOptions, provider string, err error) {
-	options, err = ort.NewSessionOptions()
-	if err != nil {
-		return nil, "", fmt.Errorf("session options: %w", err)
+// sessionOptions makes the options, with the provider that was asked for or, when it is not there, the fallback.
+func sessionOptions(o engine.Options) (opts options, provider string, err error) {
+	for _, provider = range []string{o.Provider, o.Fallback} {
+		if opts, err = newOptions(max(o.Threads, 1)); err != nil {
+			return opts, "", fmt.Errorf("session options: %w", err)
+		}
+		if provider == "" || provider == "cpu" {
+			return opts, "cpu", nil
+		}
+		settings := o.ProviderOptions
+		if provider != o.Provider {
+			settings = nil
+		}
+		if err = opts.provider(provider, withDevice(provider, settings, o.Device)); err == nil {
+			return opts, provider, nil
+		}
+		opts.free()
+		err = registry.Errorf(registry.Unsupported, "execution provider %q is not there: %w", provider, err)
+		if o.Fallback == "" {
+			break
+		}
 	}
-	err = errors.Join(
-		options.SetIntraOpNumThreads(max(o.Threads, 1)),
-		options.SetInterOpNumThreads(1),
-		options.SetGraphOptimizationLevel(ort.GraphOptimizationLevelEnableAll),
-		options.AddSessionConfigEntry("session.intra_op.allow_spinning", "0"), // spinning steals the core from other sessions
-	)
-	if err != nil {
-		return nil, "", errors.Join(fmt.Errorf("session options: %w", err), options.Destroy())
-	}
-	provider, err = appendProvider(options, o.Provider, o.Device)
-	if err != nil && o.Fallback != "" {
-		provider, err = appendProvider(options, o.Fallback, o.Device)
-	}
-	if err != nil {
-		return nil, "", errors.Join(err, options.Destroy())
-	}
-	return options, provider, nil
+	return opts, "", err
 }
 
-// appendProvider adds an execution provider and returns its name.
-func appendProvider(options *ort.SessionOptions, name string, device int) (string, error) {
-	var err error
-	switch name {
-	case "", "cpu":
-		return "cpu", nil
-	case "cuda":
-		err = appendCUDA(options, device)
-	case "tensorrt":
-		err = appendTensorRT(options, device)
-	default:
-		err = options.AppendExecutionProvider(name, nil)
+// withDevice adds the device to the settings of a provider that runs on several.
+func withDevice(provider string, settings map[string]string, device int) map[string]string {
+	if provider != "cuda" && provider != "tensorrt" {
+		return settings
 	}
-	if err != nil {
-		return "", registry.Errorf(registry.Unsupported, "execution provider %q is not there: %w", name, err)
-	}
-	return name, nil
-}
-
-func appendCUDA(options *ort.SessionOptions, device int) error {
-	cuda, err := ort.NewCUDAProviderOptions()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = cuda.Destroy() }() // only frees memory
-	if err := cuda.Update(map[string]string{"device_id": strconv.Itoa(device)}); err != nil {
-		return err
-	}
-	return options.AppendExecutionProviderCUDA(cuda)
-}
-
-func appendTensorRT(options *ort.SessionOptions, device int) error {
-	trt, err := ort.NewTensorRTProviderOptions()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = trt.Destroy() }() // only frees memory
-	if err := trt.Update(map[string]string{"device_id": strconv.Itoa(device)}); err != nil {
-		return err
-	}
-	return options.AppendExecutionProviderTensorRT(trt)
+	out := map[string]string{"device_id": strconv.Itoa(device)}
+	maps.Copy(out, settings)
+	return out
 }
