@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -27,31 +28,47 @@ const (
 	RecordRows    Recording = "rows"    // inference records, one per row, besides profiles
 )
 
+// Batching names a policy of forming batches.
+type Batching string
+
+// The policies. BatchStatic is Triton's dynamic batcher: a fixed delay, no regard to deadlines.
+const (
+	BatchDeadline Batching = "deadline"
+	BatchStatic   Batching = "static"
+)
+
 // ServingConfig says how workers and gateways serve a model, apart from which version.
 type ServingConfig struct {
-	MaxBatch       int       `json:"max_batch"`        // rows per run of the session; 1 turns batching off
-	MaxDelayMicros int64     `json:"max_delay_us"`     // longest a request waits for company
-	QueueRows      int       `json:"queue_rows"`       // rows that may wait; more are shed
-	Runners        int       `json:"runners"`          // concurrent runs on the one session
-	Threads        int       `json:"threads"`          // intra-op threads of a run
-	Provider       string    `json:"provider"`         // execution provider: cpu, cuda, tensorrt, …
-	Fallback       string    `json:"fallback"`         // provider used when Provider is not there; "" = fail
-	Replicas       int       `json:"replicas"`         // workers that hold the model; 0 = all
-	KeepAliveSecs  int64     `json:"keep_alive_s"`     // idle time before an unleased version is unloaded
-	P99Millis      float64   `json:"p99_objective_ms"` // absolute latency guardrail; 0 = none
-	ErrorRateLimit float64   `json:"error_rate_limit"` // absolute error guardrail in [0,1]; 0 = none
-	Recording      Recording `json:"recording"`        // off, profile or rows
-	SampleRate     float64   `json:"sample_rate"`      // share of rows recorded, in (0,1]
-	StickyHeader   string    `json:"sticky_header"`    // header whose value keeps a caller on one arm
-	TimeoutMillis  int64     `json:"timeout_ms"`       // deadline of a request that brings none
-	MaxRequestRows int       `json:"max_request_rows"` // rows one request may carry
-	RecordKeepDays int       `json:"record_keep_days"` // age at which Retention deletes records and profiles
+	Batching        Batching          `json:"batching"`         // when batches run: deadline or static; "" = deadline
+	MaxBatch        int               `json:"max_batch"`        // rows per run of the session; 1 turns batching off
+	BatchSizes      []int             `json:"batch_sizes"`      // sizes a batch is padded up to, ascending; none: it runs as it is
+	MaxDelayMicros  int64             `json:"max_delay_us"`     // longest a request waits for company while the device is idle
+	QueueRows       int               `json:"queue_rows"`       // rows that may wait; more are shed
+	QueueBytes      int64             `json:"queue_bytes"`      // bytes of inputs that may wait; 0 = 256 MiB
+	Runners         int               `json:"runners"`          // concurrent runs on the one session
+	Threads         int               `json:"threads"`          // intra-op threads of a run, out of the worker's budget
+	Weight          float64           `json:"weight"`           // share of the worker when other models want it too; 0 = 1
+	Provider        string            `json:"provider"`         // execution provider: cpu, cuda, tensorrt, …
+	ProviderOptions map[string]string `json:"provider_options"` // passed through to Provider
+	Fallback        string            `json:"fallback"`         // provider used when Provider is not there; "" = fail
+	CacheBytes      int64             `json:"cache_bytes"`      // answers kept by their inputs, in every worker; 0 = none
+	Replicas        int               `json:"replicas"`         // workers that hold the model; 0 = all
+	WorkerLabels    map[string]string `json:"worker_labels"`    // labels a worker must have to hold the model
+	KeepAliveSecs   int64             `json:"keep_alive_s"`     // idle time before an unleased version is unloaded
+	P99Millis       float64           `json:"p99_objective_ms"` // absolute latency guardrail; 0 = none
+	ErrorRateLimit  float64           `json:"error_rate_limit"` // absolute error guardrail in [0,1]; 0 = none
+	Recording       Recording         `json:"recording"`        // off, profile or rows
+	SampleRate      float64           `json:"sample_rate"`      // share of rows recorded, in (0,1]
+	StickyHeader    string            `json:"sticky_header"`    // header whose value keeps a caller on one arm
+	TimeoutMillis   int64             `json:"timeout_ms"`       // deadline of a request that brings none
+	MaxRequestRows  int               `json:"max_request_rows"` // rows one request may carry
+	RecordKeepDays  int               `json:"record_keep_days"` // age at which Retention deletes records and profiles
 }
 
 // DefaultServingConfig is what a new model gets.
 func DefaultServingConfig() ServingConfig {
 	return ServingConfig{
-		MaxBatch: 32, MaxDelayMicros: 0, QueueRows: 4096, Runners: 1, Threads: 1, Provider: "cpu",
+		Batching: BatchDeadline, MaxBatch: 32, MaxDelayMicros: 0, QueueRows: 4096, Runners: 1, Threads: 1, Provider: "cpu",
 		KeepAliveSecs: 600, Recording: RecordProfile, SampleRate: 1, StickyHeader: "X-Orrery-Key",
 		TimeoutMillis: 10_000, MaxRequestRows: 1024, RecordKeepDays: 30,
 	}
@@ -66,6 +83,12 @@ func (c ServingConfig) Validate() error {
 		}
 	}
 	check(c.MaxBatch >= 1 && c.MaxBatch <= 1<<16, "max_batch %d: want 1 to 65536", c.MaxBatch)
+	check(c.Batching == "" || c.Batching == BatchDeadline || c.Batching == BatchStatic, "batching %q: want deadline or static", c.Batching)
+	check(slices.IsSorted(c.BatchSizes) && (len(c.BatchSizes) == 0 || c.BatchSizes[0] >= 1 && slices.Max(c.BatchSizes) >= c.MaxBatch),
+		"batch_sizes %v: want ascending sizes from 1, up to at least max_batch %d", c.BatchSizes, c.MaxBatch)
+	check(c.QueueBytes >= 0, "queue_bytes %d: want 0 (256 MiB) or more", c.QueueBytes)
+	check(c.Weight >= 0 && c.Weight <= 1000, "weight %v: want 0 (1) to 1000", c.Weight)
+	check(c.CacheBytes >= 0, "cache_bytes %d: want 0 (none) or more", c.CacheBytes)
 	check(c.MaxDelayMicros >= 0 && c.MaxDelayMicros <= 10_000_000, "max_delay_us %d: want 0 to 10000000", c.MaxDelayMicros)
 	check(c.QueueRows >= 1, "queue_rows %d: want at least 1", c.QueueRows)
 	check(c.Runners >= 1 && c.Runners <= 256, "runners %d: want 1 to 256", c.Runners)

@@ -28,14 +28,25 @@ func Handler(service inference.GRPCInferenceServiceServer, limit int64) http.Han
 		"GET /v2/health/live":    h.live,
 		"GET /v2/health/ready":   h.ready,
 		"GET /v2/models/{model}": h.modelMetadata,
-		"GET /v2/models/{model}/versions/{version}":        h.modelMetadata,
-		"GET /v2/models/{model}/ready":                     h.modelReady,
-		"GET /v2/models/{model}/versions/{version}/ready":  h.modelReady,
-		"POST /v2/models/{model}/infer":                    h.infer,
-		"POST /v2/models/{model}/versions/{version}/infer": h.infer,
-		"POST /v2/repository/index":                        h.index,
-		"POST /v2/repository/models/{model}/load":          h.load,
-		"POST /v2/repository/models/{model}/unload":        h.unload,
+		"GET /v2/models/{model}/versions/{version}":            h.modelMetadata,
+		"GET /v2/models/{model}/ready":                         h.modelReady,
+		"GET /v2/models/{model}/versions/{version}/ready":      h.modelReady,
+		"POST /v2/models/{model}/infer":                        h.infer,
+		"POST /v2/models/{model}/versions/{version}/infer":     h.infer,
+		"GET /v2/models/{model}/config":                        h.modelConfig,
+		"GET /v2/models/{model}/versions/{version}/config":     h.modelConfig,
+		"GET /v2/models/stats":                                 h.statistics,
+		"GET /v2/models/{model}/stats":                         h.statistics,
+		"GET /v2/models/{model}/versions/{version}/stats":      h.statistics,
+		"GET /v2/systemsharedmemory/status":                    noRegions,
+		"GET /v2/cudasharedmemory/status":                      noRegions,
+		"POST /v2/systemsharedmemory/unregister":               noRegions,
+		"POST /v2/cudasharedmemory/unregister":                 noRegions,
+		"POST /v2/systemsharedmemory/region/{region}/register": noSharedMemory,
+		"POST /v2/cudasharedmemory/region/{region}/register":   noSharedMemory,
+		"POST /v2/repository/index":                            h.index,
+		"POST /v2/repository/models/{model}/load":              h.load,
+		"POST /v2/repository/models/{model}/unload":            h.unload,
 	} {
 		mux.HandleFunc(pattern, h.serve(f))
 	}
@@ -147,6 +158,30 @@ func (h *handler) modelMetadata(_ http.ResponseWriter, r *http.Request) (any, er
 	}, nil
 }
 
+func (h *handler) modelConfig(_ http.ResponseWriter, r *http.Request) (any, error) {
+	a, err := h.service.ModelConfig(r.Context(), &inference.ModelConfigRequest{Name: r.PathValue("model"), Version: r.PathValue("version")})
+	if err != nil {
+		return nil, err
+	}
+	return plain(a.GetConfig().ProtoReflect()), nil
+}
+
+func (h *handler) statistics(_ http.ResponseWriter, r *http.Request) (any, error) {
+	a, err := h.service.ModelStatistics(r.Context(), &inference.ModelStatisticsRequest{Name: r.PathValue("model"), Version: r.PathValue("version")})
+	if err != nil {
+		return nil, err
+	}
+	return plain(a.ProtoReflect()), nil
+}
+
+// noRegions answers for shared memory, of which there is none.
+func noRegions(http.ResponseWriter, *http.Request) (any, error) { return []any{}, nil }
+
+func noSharedMemory(http.ResponseWriter, *http.Request) (any, error) { return nil, ErrSharedMemory }
+
+// ErrSharedMemory is what a request that wants shared memory ends in.
+var ErrSharedMemory = status.Error(codes.Unimplemented, "shared memory is not supported: send tensors in the request")
+
 func (h *handler) infer(w http.ResponseWriter, r *http.Request) (any, error) {
 	body, err := readBody(r, h.limit)
 	if errors.Is(err, errTooLarge) {
@@ -154,7 +189,11 @@ func (h *handler) infer(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, nil //nolint:nilnil // answered
 	}
 	var q *inference.ModelInferRequest
-	if err == nil {
+	if err == nil && r.Header.Get(HeaderLength) == "0" {
+		if q, err = h.rawRequest(r, body); status.Code(err) != codes.Unknown && err != nil {
+			return nil, err // the model is not there
+		}
+	} else if err == nil {
 		q, err = decodeRequest(body, r.Header.Get(HeaderLength))
 	}
 	if err != nil {
@@ -172,6 +211,9 @@ func (h *handler) infer(w http.ResponseWriter, r *http.Request) (any, error) {
 	w.Header().Set("X-Orrery-Version", a.GetModelVersion())
 	if p, ok := a.GetParameters()[RevisionParameter]; ok {
 		w.Header().Set("X-Orrery-Revision", strconv.FormatInt(p.GetInt64Param(), 10))
+	}
+	if timing := serverTiming(a); timing != "" {
+		w.Header().Set("Server-Timing", timing)
 	}
 	_ = writeBody(w, r, head, tail) // the client left; there is nobody to tell
 	return nil, nil                 //nolint:nilnil // answered

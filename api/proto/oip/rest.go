@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc/status"
+
 	"github.com/orrery-ml/orrery/api/proto/inference"
 )
 
@@ -66,7 +68,12 @@ func readBody(r *http.Request, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, errTooLarge
 	}
-	raw, err := io.ReadAll(io.LimitReader(body, limit+1))
+	var into bytes.Buffer
+	if r.ContentLength > 0 && body == io.Reader(r.Body) {
+		into.Grow(int(r.ContentLength) + bytes.MinRead)
+	}
+	_, err := into.ReadFrom(io.LimitReader(body, limit+1))
+	raw := into.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("read body: %w", err)
 	}
@@ -99,6 +106,9 @@ func decodeRequest(body []byte, headerLength string) (*inference.ModelInferReque
 		return nil, err
 	}
 	for _, in := range r.Inputs {
+		if _, shared := in.Parameters["shared_memory_region"]; shared {
+			return nil, fmt.Errorf("input %q: %s", in.Name, status.Convert(ErrSharedMemory).Message())
+		}
 		if tail, err = addInput(out, in, tail); err != nil {
 			return nil, fmt.Errorf("input %q: %w", in.Name, err)
 		}
@@ -114,6 +124,60 @@ func decodeRequest(body []byte, headerLength string) (*inference.ModelInferReque
 		out.Outputs = append(out.Outputs, &inference.ModelInferRequest_InferRequestedOutputTensor{Name: o.Name, Parameters: p})
 	}
 	return out, nil
+}
+
+// rawRequest makes a request of a body that is the only input of the model, and nothing else: one row, with the one free
+// dimension that is left made to fit. Every answer is binary.
+func (h *handler) rawRequest(r *http.Request, body []byte) (*inference.ModelInferRequest, error) {
+	m, err := h.service.ModelMetadata(r.Context(), &inference.ModelMetadataRequest{Name: r.PathValue("model"), Version: r.PathValue("version")})
+	if err != nil {
+		return nil, err
+	}
+	if len(m.GetInputs()) != 1 {
+		return nil, fmt.Errorf("a raw binary request needs a model with one input; this one has %d", len(m.GetInputs()))
+	}
+	in := m.GetInputs()[0]
+	if in.GetDatatype() == "BYTES" {
+		body = AppendBytes(nil, body)
+	}
+	shape, err := rawShape(in, len(body))
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckRaw(in.GetName(), in.GetDatatype(), shape, body); err != nil {
+		return nil, err
+	}
+	yes := &inference.InferParameter{ParameterChoice: &inference.InferParameter_BoolParam{BoolParam: true}}
+	return &inference.ModelInferRequest{
+		Inputs:           []*inference.ModelInferRequest_InferInputTensor{{Name: in.GetName(), Datatype: in.GetDatatype(), Shape: shape}},
+		RawInputContents: [][]byte{body}, Parameters: map[string]*inference.InferParameter{"binary_data_output": yes},
+	}, nil
+}
+
+func rawShape(in *inference.ModelMetadataResponse_TensorMetadata, size int) ([]int64, error) {
+	shape := append([]int64{}, in.GetShape()...)
+	if len(shape) > 0 && shape[0] < 0 {
+		shape[0] = 1
+	}
+	free, fixed := -1, int64(1)
+	for i, d := range shape {
+		switch {
+		case d >= 0:
+			fixed *= max(d, 1)
+		case free >= 0:
+			return nil, fmt.Errorf("a raw binary request needs an input with one free dimension at most, beside the rows; %q is %v", in.GetName(), in.GetShape())
+		default:
+			free = i
+		}
+	}
+	if free >= 0 {
+		width := int64(sizes[in.GetDatatype()])
+		if width == 0 {
+			return nil, fmt.Errorf("a raw binary request carries one string, and %q is %v", in.GetName(), in.GetShape())
+		}
+		shape[free] = int64(size) / (width * fixed)
+	}
+	return shape, nil
 }
 
 // addInput appends one input and returns what is left of the binary tail.
@@ -254,6 +318,18 @@ func wantsBinary(q *inference.ModelInferRequest, output string) bool {
 	return q.GetParameters()["binary_data_output"].GetBoolParam()
 }
 
+// accepts says whether an Accept-Encoding names an encoding without refusing it.
+func accepts(header, encoding string) bool {
+	for part := range strings.SplitSeq(header, ",") {
+		name, quality, _ := strings.Cut(strings.TrimSpace(part), ";")
+		if name == encoding {
+			q, err := strconv.ParseFloat(strings.TrimPrefix(strings.TrimSpace(quality), "q="), 64)
+			return err != nil || q > 0
+		}
+	}
+	return false
+}
+
 // writeBody sends head and tail, compressed when the client asked for it.
 func writeBody(w http.ResponseWriter, r *http.Request, head []byte, tail [][]byte) error {
 	w.Header().Set("Content-Type", "application/json")
@@ -266,16 +342,21 @@ func writeBody(w http.ResponseWriter, r *http.Request, head []byte, tail [][]byt
 		w.Header().Set(HeaderLength, strconv.Itoa(len(head)))
 	}
 	var zip io.WriteCloser
-	switch accepted := r.Header.Get("Accept-Encoding"); accepted {
-	case "gzip":
+	switch accepted := r.Header.Get("Accept-Encoding"); {
+	case accepts(accepted, "gzip"):
 		w.Header().Set("Content-Encoding", "gzip")
 		zip = gzip.NewWriter(w)
-	case "deflate":
+	case accepts(accepted, "deflate"):
 		w.Header().Set("Content-Encoding", "deflate")
 		zip = zlib.NewWriter(w)
 	default:
 		w.Header().Set("Content-Length", strconv.Itoa(len(head)+binaryBytes))
-		_, err := io.Copy(w, io.MultiReader(bytes.NewReader(head), bytes.NewReader(bytes.Join(tail, nil))))
+		_, err := w.Write(head)
+		for _, t := range tail {
+			if err == nil {
+				_, err = w.Write(t)
+			}
+		}
 		return err
 	}
 	_, err := zip.Write(head)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 
+	"google.golang.org/grpc/status"
+
 	"github.com/orrery-ml/orrery/api/proto/inference"
 )
 
@@ -94,6 +96,9 @@ func RawInputs(r *inference.ModelInferRequest) ([][]byte, error) {
 	}
 	out := make([][]byte, len(r.GetInputs()))
 	for i, in := range r.GetInputs() {
+		if _, shared := in.GetParameters()["shared_memory_region"]; shared {
+			return nil, fmt.Errorf("input %q: %s", in.GetName(), status.Convert(ErrSharedMemory).Message())
+		}
 		switch {
 		case len(raws) > 0 && in.GetContents() != nil:
 			return nil, fmt.Errorf("input %q has contents although raw_input_contents are given", in.GetName())

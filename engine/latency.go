@@ -1,0 +1,98 @@
+package engine
+
+import (
+	"math/bits"
+	"time"
+
+	"github.com/orrery-ml/orrery/registry"
+)
+
+// latency is what a run is expected to take by its number of rows. It is learnt online: for each power of two a mean and
+// a mean deviation, smoothed as TCP smooths its round trips (RFC 6298: gains 1/8 and 1/4), of which mean + 2 deviations
+// stands for a slow run. Between the observed sizes it is linear, beyond them proportional, and it never falls as rows
+// grow.
+type latency struct {
+	sizes [17]estimate // runs of (2^(i-1), 2^i] rows
+}
+
+type estimate struct {
+	rows, mean, deviation float64 // of rows, in nanoseconds
+	runs                  int
+}
+
+func sizeOf(rows int64) int { return min(bits.Len64(uint64(max(rows, 1)-1)), 16) } //nolint:gosec // not negative
+
+// seed takes measured latencies as if they had been observed.
+func (l *latency) seed(measured []registry.BatchLatency) {
+	for _, m := range measured {
+		l.observe(int64(m.Rows), time.Duration(m.P50)*time.Microsecond)
+		l.observe(int64(m.Rows), time.Duration(m.P95)*time.Microsecond)
+	}
+}
+
+// observe learns from a run.
+func (l *latency) observe(rows int64, took time.Duration) {
+	e, t := &l.sizes[sizeOf(rows)], float64(took)
+	e.runs++
+	if e.runs == 1 {
+		e.rows, e.mean, e.deviation = float64(rows), t, t/4
+		return
+	}
+	miss := t - e.mean
+	e.rows += (float64(rows) - e.rows) / 8
+	e.mean += miss / 8
+	e.deviation += (max(miss, -miss) - e.deviation) / 4
+}
+
+// known says whether anything was observed.
+func (l *latency) known() bool {
+	for i := range l.sizes {
+		if l.sizes[i].runs > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// slow returns what a slow run of rows rows takes; 0 while nothing is known.
+func (l *latency) slow(rows int64) time.Duration { return l.at(rows, 2) }
+
+// usual returns the mean.
+func (l *latency) usual(rows int64) time.Duration { return l.at(rows, 0) }
+
+func (l *latency) at(rows int64, deviations float64) time.Duration {
+	want := float64(max(rows, 1))
+	atRows, at := 0.0, 0.0 // the point below
+	for i := range l.sizes {
+		e := &l.sizes[i]
+		if e.runs == 0 {
+			continue
+		}
+		here := max(at, e.mean+deviations*e.deviation)
+		switch {
+		case e.rows >= want && at == 0: // below the smallest that is known
+			return time.Duration(here)
+		case e.rows >= want:
+			return time.Duration(at + (here-at)*(want-atRows)/(e.rows-atRows))
+		}
+		atRows, at = e.rows, here
+	}
+	if atRows == 0 {
+		return 0
+	}
+	return time.Duration(at * want / atRows)
+}
+
+// fits returns the most rows, up to limit, whose run takes no longer than the time given; 0 when not even one does.
+func (l *latency) fits(in time.Duration, limit int64, deviations float64) int64 {
+	low, high := int64(0), limit // low fits, what is over high does not
+	for low < high {
+		middle := (low + high + 1) / 2
+		if l.at(middle, deviations) <= in {
+			low = middle
+		} else {
+			high = middle - 1
+		}
+	}
+	return low
+}
