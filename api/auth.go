@@ -15,6 +15,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/orrery-ml/orrery/api/gateway"
@@ -212,6 +213,22 @@ func (s *Server) permitInference(c *gin.Context) {
 
 // UnaryAuth guards the protocol's gRPC surface.
 func (s *Server) UnaryAuth(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	key, err := s.grpcKey(ctx)
+	if err == nil {
+		err = permitGRPC(key, request)
+	}
+	if err != nil {
+		return nil, oip.Status(string(registry.CodeOf(err)), err, 0)
+	}
+	return handler(withCaller(ctx, key), request)
+}
+
+func withCaller(ctx context.Context, key registry.APIKey) context.Context {
+	return gateway.WithActor(context.WithValue(ctx, callerKey{}, key), key.Name)
+}
+
+// grpcKey returns the key a call carries.
+func (s *Server) grpcKey(ctx context.Context) (registry.APIKey, error) {
 	key := registry.APIKey{}
 	if s.authority.open {
 		key = anonymous
@@ -219,21 +236,61 @@ func (s *Server) UnaryAuth(ctx context.Context, request any, _ *grpc.UnaryServer
 	for _, v := range metadata.ValueFromIncomingContext(ctx, "authorization") {
 		found, err := s.authority.lookup(ctx, strings.TrimPrefix(v, "Bearer "))
 		if err != nil {
-			return nil, oip.Status(string(registry.CodeOf(err)), err, 0)
+			return key, err
 		}
 		key = found
 	}
+	return key, nil
+}
+
+func permitGRPC(key registry.APIKey, request any) error {
 	need, model, free := grpcNeeds(request)
-	if err := permit(key, need, model); err != nil && !free {
-		return nil, oip.Status(string(registry.CodeOf(err)), err, 0)
+	if free {
+		return nil
 	}
-	return handler(gateway.WithActor(context.WithValue(ctx, callerKey{}, key), key.Name), request)
+	if r, ok := request.(*inference.ModelStatisticsRequest); ok && r.GetName() == "" && len(key.Models) > 0 {
+		return registry.Errorf(registry.Denied, "key %q may touch some models only: name one of them", key.Name)
+	}
+	return permit(key, need, model)
+}
+
+// StreamAuth guards the protocol's streams: every request of a stream is checked as if it had come alone. Workers attach
+// with a token of their own.
+func (s *Server) StreamAuth(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if info.FullMethod == attach.AttachService_Attach_FullMethodName {
+		return handler(service, stream)
+	}
+	key, err := s.grpcKey(stream.Context())
+	if err != nil {
+		return oip.Status(string(registry.CodeOf(err)), err, 0)
+	}
+	return handler(service, &guardedStream{ServerStream: stream, key: key, ctx: withCaller(stream.Context(), key)})
+}
+
+// guardedStream checks what it receives.
+type guardedStream struct {
+	grpc.ServerStream
+
+	key registry.APIKey
+	ctx context.Context //nolint:containedctx // of the stream
+}
+
+func (g *guardedStream) Context() context.Context { return g.ctx }
+
+func (g *guardedStream) RecvMsg(m any) error {
+	if err := g.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	if err := permitGRPC(g.key, m); err != nil {
+		return oip.Status(string(registry.CodeOf(err)), err, 0)
+	}
+	return nil
 }
 
 // grpcNeeds says what a request of the protocol needs; liveness and readiness are free.
 func grpcNeeds(request any) (need registry.KeyRole, model string, free bool) {
 	switch r := request.(type) {
-	case *inference.ServerLiveRequest, *inference.ServerReadyRequest, *inference.ServerMetadataRequest, *attach.AttachRequest:
+	case *inference.ServerLiveRequest, *inference.ServerReadyRequest, *inference.ServerMetadataRequest, *healthpb.HealthCheckRequest:
 		return registry.Viewer, "", true
 	case *inference.ModelInferRequest:
 		return registry.Predictor, r.GetModelName(), false

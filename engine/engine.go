@@ -42,4 +42,8 @@ type Runtime interface {
 	// Open loads the model file, whose signature is known. It ends in Invalid when the file is no model it can run and
 	// Unsupported when the provider is not there.
 	Open(path string, s registry.Signature, o Options) (Session, error)
+	// Providers lists the execution providers that are there, by ONNX Runtime's names.
+	Providers() []string
+	// Trim gives memory that closed sessions left behind back to the system.
+	Trim()
 }

@@ -32,18 +32,30 @@ func Probe(s registry.Signature, rows int64) []Tensor {
 	return inputs
 }
 
-// Warm runs the session once with one row and once with a full batch, so that the first request pays for no allocation
-// or kernel choice.
-func Warm(ctx context.Context, s Session, maxBatch int) error {
+// warmBudget bounds the part of a warm-up that is only there to learn.
+const warmBudget = 2 * time.Second
+
+// Warm runs the session with one row and with a full batch, so that the first request pays for no allocation or kernel
+// choice, and, while the budget lasts, with the sizes between. It returns what the second run of each took.
+func Warm(ctx context.Context, s Session, maxBatch int) ([]registry.BatchLatency, error) {
+	began := time.Now()
+	var out []registry.BatchLatency
 	for _, rows := range batchSizes(s.Signature(), maxBatch) {
-		if rows != 1 && rows != maxBatch {
+		if rows != 1 && rows != maxBatch && time.Since(began) > warmBudget {
 			continue
 		}
-		if _, err := s.Run(ctx, Probe(s.Signature(), int64(rows))); err != nil {
-			return err
+		inputs := Probe(s.Signature(), int64(rows))
+		var took time.Duration
+		for range 2 {
+			start := time.Now()
+			if _, err := s.Run(ctx, inputs); err != nil {
+				return nil, err
+			}
+			took = time.Since(start)
 		}
+		out = append(out, registry.BatchLatency{Rows: rows, P50: took.Microseconds(), P95: took.Microseconds(), Sample: 1})
 	}
-	return nil
+	return out, nil
 }
 
 // Measure returns the latency of a run for batches of 1, 2, 4, … up to maxBatch rows, within about budget in all.

@@ -30,6 +30,12 @@ type BatchConfig struct {
 	PadTo      []int64       // sizes batches are padded up to, ascending; none: batches run as they are
 }
 
+// Levels is how many levels of priority there are, and DefaultLevel that of requests that name none.
+const (
+	Levels       = lowestLevel
+	DefaultLevel = defaultLevel
+)
+
 // Levels of priority: 1 goes first. A level lower costs patienceOf more patience, and no request waits longer than its
 // patience for others that came later, so no level starves.
 const (
@@ -44,6 +50,7 @@ func patienceOf(level int) time.Duration { return time.Duration(level) * 100 * t
 type request struct {
 	rows, bytes int64
 	shape       string // requests of one shape may share a batch
+	alone       bool   // it has no rows, so there is nothing to share
 	level       int
 	arrived     instant
 	deadline    instant
@@ -319,7 +326,7 @@ func (s *scheduler) take(q *queue, now instant) *batch {
 			continue
 		}
 		tight := min(tightest, r.deadline)
-		if len(b.requests) > 0 && (b.rows+r.rows > q.config.MaxRows || q.config.Policy.enough(q, b.rows+r.rows, tight, now)) {
+		if len(b.requests) > 0 && (r.alone || b.rows+r.rows > q.config.MaxRows || q.config.Policy.enough(q, b.rows+r.rows, tight, now)) {
 			break
 		}
 		tightest = tight

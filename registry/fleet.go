@@ -36,18 +36,26 @@ func Behind(leases []Lease, event int64) []Lease {
 type WorkerState struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 	Devices     []Device          `json:"devices,omitempty"`
+	Providers   []string          `json:"providers,omitempty"` // execution providers that are there
 	MemoryBytes int64             `json:"memory_bytes"`
+	BudgetBytes int64             `json:"budget_bytes,omitempty"` // of memory; 0 = none
+	Waiting     int64             `json:"waiting"`                // rows in queues
 	Loaded      []LoadedVersion   `json:"loaded,omitempty"`
 }
 
 // Device is something a worker can run models on.
 type Device struct {
-	Kind        string  `json:"kind"` // cpu or gpu
-	Name        string  `json:"name"`
-	UUID        string  `json:"uuid,omitempty"`
-	MemoryBytes int64   `json:"memory_bytes"`
-	UsedBytes   int64   `json:"used_bytes"`
-	Utilisation float64 `json:"utilisation"` // 0 to 1
+	Kind            string  `json:"kind"` // gpu, or mig for an instance of one
+	Name            string  `json:"name"`
+	UUID            string  `json:"uuid,omitempty"`
+	MemoryBytes     int64   `json:"memory_bytes"`
+	UsedBytes       int64   `json:"used_bytes"`
+	OwnBytes        int64   `json:"own_bytes"`   // that the worker takes
+	Utilisation     float64 `json:"utilisation"` // 0 to 1
+	PowerWatts      float64 `json:"power_watts"`
+	PowerLimitWatts float64 `json:"power_limit_watts"`
+	EnergyJoules    float64 `json:"energy_joules"` // since the driver was loaded
+	Celsius         float64 `json:"celsius"`
 }
 
 // LoadState is where a version is in a worker.
@@ -72,6 +80,7 @@ type LoadedVersion struct {
 	Error       string    `json:"error,omitempty"`
 	MemoryBytes int64     `json:"memory_bytes"`
 	Provider    string    `json:"provider,omitempty"`
+	Evicted     bool      `json:"evicted,omitempty"` // unloaded to make room; comes back when it is asked for
 }
 
 // Hold keeps a version in the workers and out of Retention's reach until it expires.

@@ -106,7 +106,7 @@ func (a *attacher) receive(stream attach.AttachService_AttachClient) error {
 }
 
 func decodeHeld(v *attach.HeldVersion) (held, error) {
-	h := held{key: key{v.GetModel(), int(v.GetVersion())}, digest: v.GetDigest(), config: registry.DefaultServingConfig()}
+	h := held{key: key{v.GetModel(), int(v.GetVersion())}, digest: v.GetDigest(), config: registry.DefaultServingConfig(), leased: v.GetLeased()}
 	for into, raw := range map[any][]byte{&h.manifest: v.GetManifest(), &h.signature: v.GetSignature(), &h.config: v.GetConfig()} {
 		if err := json.Unmarshal(raw, into); err != nil {
 			return h, err

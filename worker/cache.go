@@ -9,9 +9,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/orrery-ml/orrery/engine"
@@ -37,11 +39,12 @@ type held struct {
 	manifest  registry.Manifest
 	signature registry.Signature
 	config    registry.ServingConfig
+	leased    bool // never unloaded to make room
 }
 
 // same says whether two wishes are served by one loaded model.
 func (h held) same(o held) bool {
-	return h.key == o.key && h.digest == o.digest && h.config == o.config
+	return h.key == o.key && h.digest == o.digest && reflect.DeepEqual(h.config, o.config)
 }
 
 // cache holds the versions. One goroutine per version walks it through its states, so loading one never blocks another.
@@ -51,10 +54,16 @@ type cache struct {
 	dir     string
 	log     *slog.Logger
 	changed func() // called after every change of state
+	metrics *metrics
+	memory  memory
+
+	cpu   *engine.Device // the threads of the machine
+	other *engine.Device // devices whose runs take no thread of it
 
 	mu      sync.Mutex
 	wishes  map[string][]held // by server
 	entries map[key]*entry
+	evicted map[key]bool // unloaded to make room, while a server still wishes for it
 	done    sync.WaitGroup
 	stop    context.CancelFunc
 	ctx     context.Context //nolint:containedctx // the life of the loads, which outlive any one call
@@ -66,20 +75,28 @@ type entry struct {
 	cancel context.CancelFunc
 	next   *entry        // loads the same version under a newer serving config
 	ready  chan struct{} // closed when model is set
+	gone   chan struct{} // closed when nothing is left of it
+	used   atomic.Int64  // Unix nanoseconds of the last request
 
 	// guarded by cache.mu
 	state    registry.LoadState
 	fault    string
 	model    *engine.Model
+	observer *observer
 	provider string
 	memory   int64
+	took     time.Duration // to load
 }
 
-func newCache(ctx context.Context, runtime engine.Runtime, objects registry.Objects, dir string, log *slog.Logger, changed func()) *cache {
+// runsAtOnce bounds the runs on devices other than the CPU, over all models: their threads only wait.
+const runsAtOnce = 64
+
+func newCache(ctx context.Context, c Config, runtime engine.Runtime, objects registry.Objects, log *slog.Logger, m *metrics, changed func()) *cache {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	return &cache{
-		runtime: runtime, objects: objects, dir: dir, log: log, changed: changed,
-		wishes: map[string][]held{}, entries: map[key]*entry{}, ctx: ctx, stop: stop,
+		runtime: runtime, objects: objects, dir: c.CacheDir, log: log, changed: changed, metrics: m,
+		cpu: engine.NewDevice(c.Threads), other: engine.NewDevice(runsAtOnce), memory: memory{budget: c.MemoryBudget, resident: residentBytes},
+		wishes: map[string][]held{}, entries: map[key]*entry{}, evicted: map[key]bool{}, ctx: ctx, stop: stop,
 	}
 }
 
@@ -87,10 +104,10 @@ func newCache(ctx context.Context, runtime engine.Runtime, objects registry.Obje
 func (c *cache) hold(server string, list []held) {
 	c.mu.Lock()
 	c.wishes[server] = list
-	wanted := map[key]held{}
-	for _, name := range slices.Sorted(maps.Keys(c.wishes)) {
-		for _, h := range c.wishes[name] {
-			wanted[h.key] = h
+	wanted := c.wanted()
+	for k := range c.evicted {
+		if w, ok := wanted[k]; !ok || w.leased {
+			delete(c.evicted, k)
 		}
 	}
 	for k, e := range c.entries {
@@ -99,15 +116,12 @@ func (c *cache) hold(server string, list []held) {
 			if e.next != nil {
 				e.next.cancel()
 			}
-		} else if newest := cmp.Or(e.next, e); !w.same(newest.held) {
-			if e.next != nil {
-				e.next.cancel()
-			}
-			e.next = c.start(w) // takes e's place when it is ready
+		} else {
+			c.renew(e, w)
 		}
 	}
 	for k, w := range wanted {
-		if _, ok := c.entries[k]; !ok {
+		if _, ok := c.entries[k]; !ok && !c.evicted[k] {
 			c.entries[k] = c.start(w)
 		}
 	}
@@ -115,12 +129,37 @@ func (c *cache) hold(server string, list []held) {
 	c.changed()
 }
 
+// wanted joins the wishes of all servers; c.mu is held.
+func (c *cache) wanted() map[key]held {
+	wanted := map[key]held{}
+	for _, name := range slices.Sorted(maps.Keys(c.wishes)) {
+		for _, h := range c.wishes[name] {
+			h.leased = h.leased || wanted[h.key].leased
+			wanted[h.key] = h
+		}
+	}
+	return wanted
+}
+
+// renew brings an entry up to date with what is wished; c.mu is held.
+func (c *cache) renew(e *entry, w held) {
+	e.leased = w.leased
+	if newest := cmp.Or(e.next, e); !w.same(newest.held) {
+		if e.next != nil {
+			e.next.cancel()
+		}
+		e.next = c.start(w) // takes e's place when it is ready
+	}
+}
+
 // start begins to load a version; c.mu is held.
 func (c *cache) start(h held) *entry {
 	ctx, cancel := context.WithCancel(c.ctx)
-	e := &entry{held: h, cancel: cancel, ready: make(chan struct{}), state: registry.Cold}
+	e := &entry{held: h, cancel: cancel, ready: make(chan struct{}), gone: make(chan struct{}), state: registry.Cold}
+	e.used.Store(time.Now().UnixNano())
 	c.done.Go(func() {
 		defer cancel()
+		defer close(e.gone)
 		c.live(ctx, e)
 	})
 	return e
@@ -153,10 +192,12 @@ func (c *cache) live(ctx context.Context, e *entry) {
 	if err := e.model.Close(drain); err != nil {
 		c.log.Warn("close version", "model", e.key.model, "version", e.version, "error", err)
 	}
+	c.runtime.Trim()
 	c.drop(e)
 }
 
 func (c *cache) load(ctx context.Context, e *entry) error {
+	began := time.Now()
 	c.set(e, registry.Fetching, "")
 	dir := filepath.Join(c.dir, e.digest)
 	if err := registry.FetchVersion(ctx, c.objects, e.manifest, dir); err != nil {
@@ -167,24 +208,36 @@ func (c *cache) load(ctx context.Context, e *entry) error {
 		return err
 	}
 	c.set(e, registry.Loading, "")
+	free, err := c.makeRoom(ctx, e)
+	if err != nil {
+		return err
+	}
+	defer free()
 	before := residentBytes()
 	session, err := c.runtime.Open(filepath.Join(dir, filepath.FromSlash(file)), e.signature, engine.Options{
-		Provider: e.config.Provider, Fallback: e.config.Fallback, Threads: e.config.Threads,
+		Provider: e.config.Provider, ProviderOptions: e.config.ProviderOptions, Fallback: e.config.Fallback, Threads: e.config.Threads,
 	})
 	if err != nil {
 		return err
 	}
 	c.set(e, registry.Warming, "")
-	if err := engine.Warm(ctx, session, e.config.MaxBatch); err != nil {
+	measured, err := engine.Warm(ctx, session, e.config.MaxBatch)
+	if err != nil {
 		return errors.Join(fmt.Errorf("warm up: %w", err), session.Close())
 	}
-	model := engine.NewModel(session, e.config)
+	device := c.cpu
+	if session.Provider() != "cpu" {
+		device = c.other
+	}
+	model := engine.NewModel(device, session, e.config, measured)
 	c.mu.Lock()
 	e.model, e.provider, e.memory, e.state = model, session.Provider(), max(residentBytes()-before, 0), registry.Loaded
+	e.observer, e.took = c.metrics.observer(e.key), time.Since(began)
 	close(e.ready)
 	if old := c.entries[e.key]; old != e {
 		c.entries[e.key] = e
 		if old != nil {
+			e.leased = old.leased
 			old.cancel()
 		}
 	}
@@ -206,7 +259,7 @@ func (c *cache) drop(e *entry) {
 	if c.entries[e.key] == e {
 		delete(c.entries, e.key)
 	}
-	shared := false
+	shared := c.evicted[e.key] // it may be back soon
 	for _, o := range c.entries {
 		shared = shared || o.digest == e.digest
 	}
@@ -221,42 +274,56 @@ func (c *cache) drop(e *entry) {
 
 // get returns a loaded version, waiting for one that loads until ctx ends. Version 0 is the newest that is held. It
 // ends in NotFound when the version is not held here and Unavailable when it does not become ready in time.
-func (c *cache) get(ctx context.Context, model string, version int) (*engine.Model, int, error) {
+func (c *cache) get(ctx context.Context, model string, version int) (*entry, error) {
 	e, err := c.find(model, version)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
+	e.used.Store(time.Now().UnixNano())
 	select {
 	case <-e.ready:
-		return e.model, e.version, nil
+		return e, nil
 	default:
 	}
 	select {
 	case <-e.ready:
-		return e.model, e.version, nil
+		return e, nil
 	case <-ctx.Done():
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e.fault != "" {
-		return nil, 0, registry.Errorf(registry.Unavailable, "version %d of %s cannot be loaded: %s", e.version, model, e.fault)
+		return nil, registry.Errorf(registry.Unavailable, "version %d of %s cannot be loaded: %s", e.version, model, e.fault)
 	}
-	return nil, 0, registry.Errorf(registry.Unavailable, "version %d of %s is not loaded yet: it is %s", e.version, model, e.state)
+	return nil, registry.Errorf(registry.Unavailable, "version %d of %s is not loaded yet: it is %s", e.version, model, e.state)
 }
 
+// find returns the entry that serves a version. One that was unloaded to make room begins to load again.
 func (c *cache) find(model string, version int) (*entry, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if version > 0 { // what nearly every request asks for
+		if e, ok := c.entries[key{model, version}]; ok {
+			return e, nil
+		}
+	}
 	var best *entry
 	var names []string
 	for k, e := range c.entries {
 		names = append(names, k.model)
-		if k.model == model && (k.version == version || version == 0) && (best == nil || betterThan(e, best)) {
+		if k.model == model && version == 0 && (best == nil || betterThan(e, best)) {
 			best = e
 		}
 	}
 	if best != nil {
 		return best, nil
+	}
+	for k, h := range c.wanted() {
+		if k.model == model && (version == 0 || k.version == version) && c.evicted[k] {
+			delete(c.evicted, k)
+			c.entries[k] = c.start(h)
+			return c.entries[k], nil
+		}
 	}
 	slices.Sort(names)
 	if slices.Contains(names, model) {
@@ -286,9 +353,41 @@ func (c *cache) list() []registry.LoadedVersion {
 			Model: k.model, Version: k.version, State: e.state, Error: e.fault, MemoryBytes: e.memory, Provider: e.provider,
 		})
 	}
+	for k := range c.evicted {
+		if _, ok := c.entries[k]; !ok {
+			out = append(out, registry.LoadedVersion{Model: k.model, Version: k.version, State: registry.Cold, Evicted: true})
+		}
+	}
 	slices.SortFunc(out, func(a, b registry.LoadedVersion) int {
 		return cmp.Or(strings.Compare(a.Model, b.Model), a.Version-b.Version)
 	})
+	return out
+}
+
+// loaded is a version that is ready, for statistics.
+type loaded struct {
+	key
+
+	provider string
+	stats    engine.Stats
+}
+
+// ready lists the versions that are ready with their statistics, in order of model and number.
+func (c *cache) ready() []loaded {
+	c.mu.Lock()
+	entries := slices.Collect(maps.Values(c.entries))
+	c.mu.Unlock()
+	var out []loaded
+	for _, e := range entries {
+		select {
+		case <-e.ready:
+			stats := e.model.Stats()
+			stats.Memory = e.memory
+			out = append(out, loaded{e.key, e.provider, stats})
+		default:
+		}
+	}
+	slices.SortFunc(out, func(a, b loaded) int { return cmp.Or(strings.Compare(a.model, b.model), a.version-b.version) })
 	return out
 }
 
@@ -296,17 +395,6 @@ func (c *cache) list() []registry.LoadedVersion {
 func (c *cache) close() {
 	c.stop()
 	c.done.Wait()
-}
-
-// residentBytes is the process's resident memory, 0 where /proc does not tell.
-func residentBytes() int64 {
-	raw, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return 0
-	}
-	var size, resident int64
-	if _, err := fmt.Sscan(string(raw), &size, &resident); err != nil {
-		return 0
-	}
-	return resident * int64(os.Getpagesize())
+	c.cpu.Close()
+	c.other.Close()
 }

@@ -1,8 +1,11 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,23 +14,26 @@ import (
 	"github.com/orrery-ml/orrery/api/proto/oip"
 	"github.com/orrery-ml/orrery/engine"
 	"github.com/orrery-ml/orrery/internal/build"
+	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/registry"
 )
 
 // service answers the Open Inference Protocol from the cache.
 type service struct {
-	inference.UnimplementedGRPCInferenceServiceServer
+	oip.NoSharedMemory
 
 	cache   *cache
+	trace   telemetry.Tracer
 	timeout time.Duration // of a request that brings no deadline
 	ready   func() bool
 }
 
 func fault(err error) error { return oip.Status(string(registry.CodeOf(err)), err, retryAfter(err)) }
 
+// retryAfter is when it makes sense to come back: as the queue says, or in a second.
 func retryAfter(err error) time.Duration {
 	if c := registry.CodeOf(err); c == registry.Exhausted || c == registry.Unavailable {
-		return time.Second
+		return cmp.Or(engine.RetryAfter(err), time.Second)
 	}
 	return 0
 }
@@ -45,7 +51,7 @@ func (s *service) ServerReady(context.Context, *inference.ServerReadyRequest) (*
 // ServerMetadata implements the protocol.
 func (s *service) ServerMetadata(context.Context, *inference.ServerMetadataRequest) (*inference.ServerMetadataResponse, error) {
 	return &inference.ServerMetadataResponse{
-		Name: "orrery-worker", Version: build.Version(), Extensions: []string{"binary_tensor_data", "model_repository", "parameters"},
+		Name: "orrery-worker", Version: build.Version(), Extensions: oip.Extensions,
 	}, nil
 }
 
@@ -104,11 +110,11 @@ func tensorMetadata(ts []registry.Tensor) []*inference.ModelMetadataResponse_Ten
 
 // ModelInfer implements the protocol.
 func (s *service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest) (*inference.ModelInferResponse, error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.timeout)
-		defer cancel()
+	ctx, cancel, err := oip.WithDeadline(ctx, r, s.timeout)
+	if err != nil {
+		return nil, fault(registry.Errorf(registry.Invalid, "%w", err))
 	}
+	defer cancel()
 	a, err := s.infer(ctx, r)
 	if err != nil {
 		return nil, fault(err)
@@ -116,37 +122,155 @@ func (s *service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest
 	return a, nil
 }
 
+// ModelStreamInfer implements the protocol.
+func (s *service) ModelStreamInfer(stream inference.GRPCInferenceService_ModelStreamInferServer) error {
+	return oip.Stream(stream, s.ModelInfer)
+}
+
 func (s *service) infer(ctx context.Context, r *inference.ModelInferRequest) (*inference.ModelInferResponse, error) {
 	version, err := parseVersion(r.GetModelVersion())
 	if err != nil {
 		return nil, err
 	}
-	raws, err := oip.RawInputs(r)
-	if err != nil {
-		return nil, registry.Errorf(registry.Invalid, "%w", err)
-	}
-	inputs := make([]engine.Tensor, len(raws))
-	for i, in := range r.GetInputs() {
-		inputs[i] = engine.Tensor{Name: in.GetName(), Datatype: registry.Datatype(in.GetDatatype()), Shape: in.GetShape(), Data: raws[i]}
-	}
-	outputs := make([]string, len(r.GetOutputs()))
-	for i, o := range r.GetOutputs() {
-		outputs[i] = o.GetName()
-	}
-	model, number, err := s.cache.get(ctx, r.GetModelName(), version)
+	request, err := decode(r)
 	if err != nil {
 		return nil, err
 	}
-	results, err := model.Infer(ctx, inputs, outputs)
+	began := time.Now()
+	ctx, span := s.trace.Start(ctx, "worker.infer", r.GetModelName())
+	e, results, t, err := s.run(ctx, r.GetModelName(), version, request)
+	span.Timing(began, t.Queue, t.Input+t.Infer+t.Output, t.Rows)
+	span.End(err)
+	if e != nil {
+		e.observer.ended(t, time.Since(began), err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	a := &inference.ModelInferResponse{ModelName: r.GetModelName(), ModelVersion: strconv.Itoa(number), Id: r.GetId()}
-	for _, t := range results {
-		a.Outputs = append(a.Outputs, &inference.ModelInferResponse_InferOutputTensor{Name: t.Name, Datatype: string(t.Datatype), Shape: t.Shape})
-		a.RawOutputContents = append(a.RawOutputContents, t.Data)
+	a := &inference.ModelInferResponse{
+		ModelName: r.GetModelName(), ModelVersion: strconv.Itoa(e.version), Id: r.GetId(),
+		Outputs: make([]*inference.ModelInferResponse_InferOutputTensor, len(results)), RawOutputContents: make([][]byte, len(results)),
+	}
+	for i, t := range results {
+		a.Outputs[i] = &inference.ModelInferResponse_InferOutputTensor{Name: t.Name, Datatype: string(t.Datatype), Shape: t.Shape}
+		a.RawOutputContents[i] = t.Data
+	}
+	if oip.WantsTiming(ctx) {
+		for name, took := range map[string]time.Duration{oip.QueueTime: t.Queue, oip.InputTime: t.Input, oip.InferTime: t.Infer, oip.OutputTime: t.Output} {
+			oip.SetInt(a, name, took.Microseconds())
+		}
+		oip.SetInt(a, oip.BatchRows, t.Rows)
 	}
 	return a, nil
+}
+
+// decode turns a request into the engine's.
+func decode(r *inference.ModelInferRequest) (engine.Request, error) {
+	raws, err := oip.RawInputs(r)
+	if err != nil {
+		return engine.Request{}, registry.Errorf(registry.Invalid, "%w", err)
+	}
+	priority, err := oip.Priority(r)
+	if err != nil {
+		return engine.Request{}, registry.Errorf(registry.Invalid, "%w", err)
+	}
+	out := engine.Request{Inputs: make([]engine.Tensor, len(raws)), Priority: priority}
+	for i, in := range r.GetInputs() {
+		out.Inputs[i] = engine.Tensor{Name: in.GetName(), Datatype: registry.Datatype(in.GetDatatype()), Shape: in.GetShape(), Data: raws[i]}
+	}
+	for _, o := range r.GetOutputs() {
+		out.Outputs = append(out.Outputs, o.GetName())
+	}
+	return out, nil
+}
+
+// maxSwaps bounds how often a request follows a version that is loaded anew under it.
+const maxSwaps = 3
+
+// run runs a request on a version. One that is swapped for a newer serving config in that very moment is asked again.
+func (s *service) run(ctx context.Context, model string, version int, r engine.Request) (e *entry, out []engine.Tensor, t engine.Timing, err error) {
+	for range maxSwaps {
+		if e, err = s.cache.get(ctx, model, version); err != nil {
+			return nil, nil, t, err
+		}
+		if out, t, err = e.model.Infer(ctx, r); !errors.Is(err, engine.ErrDraining) {
+			break
+		}
+	}
+	return e, out, t, err
+}
+
+// ModelConfig implements the protocol.
+func (s *service) ModelConfig(ctx context.Context, r *inference.ModelConfigRequest) (*inference.ModelConfigResponse, error) {
+	m, err := s.ModelMetadata(ctx, &inference.ModelMetadataRequest{Name: r.GetName(), Version: r.GetVersion()})
+	if err != nil {
+		return nil, err
+	}
+	version, err := parseVersion(r.GetVersion())
+	if err != nil {
+		return nil, fault(err)
+	}
+	e, err := s.cache.find(r.GetName(), version)
+	if err != nil {
+		return nil, fault(err)
+	}
+	return &inference.ModelConfigResponse{Config: oip.Config(m, Serving(e.config, e.signature.Batched))}, nil
+}
+
+// Serving says how a serving config serves, in the protocol's terms.
+func Serving(c registry.ServingConfig, batched bool) oip.Serving {
+	return oip.Serving{
+		Batched: batched, MaxBatch: c.MaxBatch, MaxDelayMicros: c.MaxDelayMicros, Runners: c.Runners, Provider: c.Provider, Cached: c.CacheBytes > 0,
+		PriorityLevels: engine.Levels, DefaultPriority: engine.DefaultLevel,
+		Parameters: map[string]string{"batching": cmp.Or(string(c.Batching), string(registry.BatchDeadline)), "provider": c.Provider, "threads": strconv.Itoa(c.Threads)},
+	}
+}
+
+// ModelStatistics implements the protocol.
+func (s *service) ModelStatistics(_ context.Context, r *inference.ModelStatisticsRequest) (*inference.ModelStatisticsResponse, error) {
+	version, err := parseVersion(r.GetVersion())
+	if err != nil {
+		return nil, fault(err)
+	}
+	a := &inference.ModelStatisticsResponse{}
+	for _, l := range s.cache.ready() {
+		if (r.GetName() == "" || r.GetName() == l.model) && (version == 0 || version == l.version) {
+			a.ModelStats = append(a.ModelStats, statistics(l))
+		}
+	}
+	if len(a.GetModelStats()) == 0 && r.GetName() != "" {
+		if _, err := s.cache.find(r.GetName(), version); err != nil {
+			return nil, fault(err)
+		}
+	}
+	return a, nil
+}
+
+func statistics(l loaded) *inference.ModelStatistics {
+	sum := func(s engine.Sum) *inference.StatisticDuration {
+		return &inference.StatisticDuration{Count: uint64(s.Count), Ns: uint64(s.Time)} //nolint:gosec // not negative
+	}
+	st := l.stats
+	out := &inference.ModelStatistics{
+		Name: l.model, Version: strconv.Itoa(l.version), InferenceCount: uint64(st.Rows), ExecutionCount: uint64(st.Executions), //nolint:gosec // not negative
+		InferenceStats: &inference.InferStatistics{
+			Success: sum(st.Success), Fail: sum(st.Fail), Queue: sum(st.Queue), ComputeInput: sum(st.Input), ComputeInfer: sum(st.Infer),
+			ComputeOutput: sum(st.Output), CacheHit: sum(st.CacheHit), CacheMiss: sum(st.CacheMiss),
+		},
+	}
+	if !st.Last.IsZero() {
+		out.LastInference = uint64(st.Last.UnixMilli()) //nolint:gosec // after 1970
+	}
+	for _, rows := range slices.Sorted(maps.Keys(st.Batches)) {
+		b := st.Batches[rows]
+		out.BatchStats = append(out.BatchStats, &inference.InferBatchStatistics{
+			BatchSize: uint64(rows), ComputeInput: sum(b.Input), ComputeInfer: sum(b.Infer), ComputeOutput: sum(b.Output), //nolint:gosec // not negative
+		})
+	}
+	if st.Memory > 0 {
+		out.MemoryUsage = append(out.MemoryUsage, &inference.MemoryUsage{Type: "CPU", ByteSize: uint64(st.Memory)}) //nolint:gosec // not negative
+	}
+	return out
 }
 
 // RepositoryIndex implements the protocol.

@@ -9,18 +9,24 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/orrery-ml/orrery/api/proto/attach"
 	"github.com/orrery-ml/orrery/api/proto/inference"
 	"github.com/orrery-ml/orrery/api/proto/oip"
 	"github.com/orrery-ml/orrery/engine"
+	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/registry"
 )
 
@@ -38,6 +44,10 @@ type Config struct {
 	CacheDir  string            // where artifacts are kept
 	Labels    map[string]string // for placement
 	Timeout   time.Duration     // of a request that brings no deadline
+
+	Threads      int   // that runs on the CPU may take at once; 0 = as many as the process may use cores
+	MemoryBudget int64 // bytes the process may take; 0 = 80 % of the machine's, negative = no limit
+	NoMetrics    bool  // do not observe requests for Prometheus
 }
 
 // Validate joins all faults of the configuration.
@@ -51,6 +61,9 @@ func (c Config) Validate() error {
 	}
 	if c.CacheDir == "" {
 		errs = append(errs, errors.New("a worker needs a cache directory"))
+	}
+	if c.Threads < 0 {
+		errs = append(errs, errors.New("a worker's threads must not be negative"))
 	}
 	if c.Timeout <= 0 {
 		errs = append(errs, errors.New("a worker's request timeout must be positive"))
@@ -71,10 +84,13 @@ type Worker struct {
 	leaving atomic.Bool
 	held    atomic.Bool // a server has said what to hold
 	devices func() []registry.Device
+	metrics *prometheus.Registry
+
+	providers []string
 }
 
 // New listens but serves nothing before Run.
-func New(ctx context.Context, c Config, runtime engine.Runtime, objects registry.Objects, log *slog.Logger) (*Worker, error) {
+func New(ctx context.Context, c Config, models engine.Runtime, objects registry.Objects, log *slog.Logger) (*Worker, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -86,12 +102,27 @@ func New(ctx context.Context, c Config, runtime engine.Runtime, objects registry
 		}
 		c.Node = host
 	}
-	w := &Worker{config: c, log: log, id: "w-" + uuid.NewString(), devices: deviceReader(log)}
+	if c.Threads == 0 {
+		c.Threads = runtime.GOMAXPROCS(0)
+	}
+	switch {
+	case c.MemoryBudget == 0:
+		c.MemoryBudget = machineBytes() / 5 * 4
+	case c.MemoryBudget < 0:
+		c.MemoryBudget = 0
+	}
+	oip.RegisterCompressors()
+	w := &Worker{config: c, log: log, id: "w-" + uuid.NewString(), devices: deviceReader(log), providers: models.Providers(), metrics: prometheus.NewRegistry()}
 	for range c.Servers {
 		w.change = append(w.change, make(chan struct{}, 1))
 	}
-	w.cache = newCache(ctx, runtime, objects, c.CacheDir, log, w.ring)
-	w.service = &service{cache: w.cache, timeout: c.Timeout, ready: func() bool { return w.held.Load() && !w.leaving.Load() }}
+	var m *metrics
+	if !c.NoMetrics {
+		m = newMetrics(w.metrics)
+	}
+	w.cache = newCache(ctx, c, models, objects, log, m, w.ring)
+	w.metrics.MustRegister(&collector{w.cache, w.devices}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	w.service = &service{cache: w.cache, timeout: c.Timeout, trace: telemetry.NewTracer("orrery/worker"), ready: func() bool { return w.held.Load() && !w.leaving.Load() }}
 	var listen net.ListenConfig
 	var err error
 	if w.grpc, err = listen.Listen(ctx, "tcp", c.GRPC); err != nil {
@@ -123,7 +154,13 @@ func (w *Worker) report(leaving bool) *attach.AttachRequest {
 	if address == "" {
 		address = w.GRPCAddress()
 	}
-	state := registry.WorkerState{Labels: w.config.Labels, Devices: w.devices(), MemoryBytes: residentBytes(), Loaded: w.cache.list()}
+	state := registry.WorkerState{
+		Labels: w.config.Labels, Devices: w.devices(), Providers: w.providers, MemoryBytes: residentBytes(), BudgetBytes: w.config.MemoryBudget,
+		Loaded: w.cache.list(),
+	}
+	for _, l := range w.cache.ready() {
+		state.Waiting += l.stats.Queued
+	}
 	raw, err := json.Marshal(state)
 	if err != nil { // plain structs always marshal
 		w.log.Error("report", "error", err)
@@ -138,7 +175,12 @@ func (w *Worker) Run(ctx context.Context) error {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	inference.RegisterGRPCInferenceServiceServer(server, w.service)
-	rest := &http.Server{Handler: oip.Handler(w.service, MaxMessage), ReadHeaderTimeout: 10 * time.Second}
+	healthpb.RegisterHealthServer(server, oip.Health{Ready: func(context.Context) bool { return w.service.ready() }})
+	mux := http.NewServeMux()
+	mux.Handle("/v2/", oip.Handler(w.service, MaxMessage))
+	mux.Handle("/v2", oip.Handler(w.service, MaxMessage))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(w.metrics, promhttp.HandlerOpts{}))
+	rest := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	var tasks sync.WaitGroup
 	failed := make(chan error, 2)
 	tasks.Go(func() { failed <- server.Serve(w.grpc) })

@@ -75,6 +75,7 @@ func (g *Gateway) hear(stream attach.AttachService_AttachServer, w *attached, m 
 		if err := json.Unmarshal(m.GetState(), &state); err != nil {
 			return status.Errorf(codes.InvalidArgument, "worker state: %v", err)
 		}
+		g.forgetEvicted(state)
 		if changed := g.fleet.report(w, state); changed || time.Since(renewed) > leaseTTL/4 {
 			g.leaseWorker(stream.Context(), w, state)
 			renewed = time.Now()
@@ -89,6 +90,17 @@ func (g *Gateway) hear(stream attach.AttachService_AttachServer, w *attached, m 
 			return nil
 		} else if err != nil {
 			return err
+		}
+	}
+}
+
+// forgetEvicted stops asking for versions that a worker unloaded to make room; the next request asks again.
+func (g *Gateway) forgetEvicted(s registry.WorkerState) {
+	for _, v := range s.Loaded {
+		if v.Evicted {
+			g.demandMu.Lock()
+			delete(g.demand, demandKey{v.Model, v.Version})
+			g.demandMu.Unlock()
 		}
 	}
 }
@@ -146,7 +158,7 @@ func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, 
 // assignment lists what a worker should hold: versions that are leased, and those that were asked for lately, as far
 // as placement puts them on it.
 func (g *Gateway) assignment(worker string) (list []*attach.HeldVersion, position int64) {
-	t, now, workers := g.table.Load(), time.Now(), g.fleet.ids()
+	t, now, workers := g.table.Load(), time.Now(), g.fleet.candidates()
 	for name, m := range t.models {
 		for number, v := range m.versions {
 			leased := m.leased(number, now)
@@ -155,7 +167,7 @@ func (g *Gateway) assignment(worker string) (list []*attach.HeldVersion, positio
 			} else if !g.wanted(name, number, now, time.Duration(m.model.Config.KeepAliveSecs)*time.Second) {
 				continue
 			}
-			if !place(workers, name, number, m.model.Config.Replicas)[worker] {
+			if !place(workers, name, number, m.model.Config.Replicas, m.model.Config.WorkerLabels)[worker] {
 				continue
 			}
 			h, err := encodeHeld(v, m.model.Config, leased)

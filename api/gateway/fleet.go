@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -18,8 +19,11 @@ import (
 // MaxMessage is the largest request or answer, in bytes.
 const MaxMessage = 64 << 20
 
-// sickFor is how long a worker that could not be reached is left out.
-const sickFor = 500 * time.Millisecond
+// A worker that could not be reached is left out for sickFor, and for twice as long each time in a row, up to sickMost.
+const (
+	sickFor  = 500 * time.Millisecond
+	sickMost = 30 * time.Second
+)
 
 // attached is a worker that is attached to this server.
 type attached struct {
@@ -30,6 +34,7 @@ type attached struct {
 	client   inference.GRPCInferenceServiceClient
 	inflight atomic.Int64
 	sick     atomic.Int64 // Unix nanoseconds until which it is left out
+	failures atomic.Int64 // in a row
 
 	state registry.WorkerState // guarded by fleet.mu
 	wake  chan struct{}        // the stream should look at the assignment
@@ -96,6 +101,37 @@ func ring(c chan struct{}) {
 	}
 }
 
+// failed leaves the worker out for a while; answered lets it back in.
+func (w *attached) failed(now time.Time) {
+	n := w.failures.Add(1)
+	w.sick.Store(now.Add(min(sickFor<<min(n-1, 10), sickMost)).UnixNano())
+}
+
+func (w *attached) answered() {
+	if w.failures.Load() > 0 {
+		w.failures.Store(0)
+		w.sick.Store(0)
+	}
+}
+
+// load is how much a worker has to do: what this gateway sent and, as it said last, what waits there anyway.
+func (w *attached) load() int64 { return max(w.inflight.Load(), w.state.Waiting) }
+
+// with lists the workers that have a version ready; version 0 is any, and model "" all workers.
+func (f *fleet) with(model string, version int) []*attached {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []*attached
+	for _, id := range slices.Sorted(maps.Keys(f.workers)) {
+		if w := f.workers[id]; model == "" || slices.ContainsFunc(w.state.Loaded, func(v registry.LoadedVersion) bool {
+			return v.Model == model && (version == 0 || v.Version == version) && v.State == registry.Loaded
+		}) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
 // report stores what a worker says of itself and tells whether it differs from before.
 func (f *fleet) report(w *attached, s registry.WorkerState) (changed bool) {
 	f.mu.Lock()
@@ -117,15 +153,14 @@ func (f *fleet) ringAll() {
 	}
 }
 
-// ids lists the attached workers.
-func (f *fleet) ids() []string {
+// candidates lists the attached workers with their labels.
+func (f *fleet) candidates() []candidate {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := make([]string, 0, len(f.workers))
-	for id := range f.workers {
-		out = append(out, id)
+	out := make([]candidate, 0, len(f.workers))
+	for _, id := range slices.Sorted(maps.Keys(f.workers)) {
+		out = append(out, candidate{id, f.workers[id].state.Labels})
 	}
-	slices.Sort(out)
 	return out
 }
 
@@ -160,7 +195,7 @@ func (f *fleet) pick(model string, version int, except *attached) (*attached, st
 	}
 	i := rand.IntN(len(able))                         //nolint:gosec // load balancing
 	j := (i + 1 + rand.IntN(len(able)-1)) % len(able) //nolint:gosec // load balancing
-	if able[j].inflight.Load() < able[i].inflight.Load() {
+	if able[j].load() < able[i].load() {
 		i = j
 	}
 	return able[i], ""

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/registry"
 )
 
@@ -61,6 +62,7 @@ type Gateway struct {
 	stopOnce sync.Once
 	mirrors  chan struct{} // slots for mirrored requests
 	mirrored sync.WaitGroup
+	trace    telemetry.Tracer
 	synced   atomic.Bool // the feed was read at least once by this incarnation
 
 	demandMu sync.Mutex
@@ -84,7 +86,7 @@ func New(c Config, s store, recorder Recorder, m *Metrics, log *slog.Logger) (*G
 	g := &Gateway{
 		config: c, id: id, store: s, log: log, recorder: recorder, fleet: newFleet(), counter: newCounter(id, time.Now),
 		metrics: m.inner, started: time.Now(), stopping: make(chan struct{}), mirrors: make(chan struct{}, maxMirrors),
-		demand: map[demandKey]time.Time{},
+		demand: map[demandKey]time.Time{}, trace: telemetry.NewTracer("orrery/gateway"),
 	}
 	g.table.Store(newTable(registry.Snapshot{}))
 	if err := g.readState(); err != nil && !errors.Is(err, os.ErrNotExist) {

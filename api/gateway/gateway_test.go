@@ -65,15 +65,69 @@ func TestPickArm_AnotherSaltPicksOtherPeople(t *testing.T) {
 
 func TestPlace_MovesOnlyWhatItMust(t *testing.T) {
 	t.Parallel()
-	five, four := []string{"a", "b", "c", "d", "e"}, []string{"a", "b", "c", "d"}
-	for version := range 100 {
-		before, after := place(five, "m", version, 2), place(four, "m", version, 2)
+	workers := func(ids string) []candidate {
+		var out []candidate
+		for _, id := range ids {
+			out = append(out, candidate{string(id), map[string]string{"gpu": map[bool]string{true: "h100", false: "none"}[id <= 'b']}})
+		}
+		return out
+	}
+	held := map[string]int{}
+	for version := range 1000 {
+		before, after, more := place(workers("abcde"), "m", version, 2, nil), place(workers("abcd"), "m", version, 2, nil), place(workers("abcdef"), "m", version, 2, nil)
 		require.Len(t, before, 2)
 		for w := range before {
 			require.True(t, w == "e" || after[w], "version %d left %s although only e went", version, w)
+			held[w]++
 		}
+		for w := range more {
+			require.True(t, w == "f" || before[w], "version %d came to %s although only f came", version, w)
+		}
+		require.Equal(t, before, place(workers("edcba"), "m", version, 2, nil), "the order of workers says nothing")
 	}
-	require.Len(t, place(five, "m", 1, 0), 5)
+	for w, n := range held {
+		require.InDelta(t, 400, n, 80, "%s holds its share", w)
+	}
+	require.Len(t, place(workers("abcde"), "m", 1, 0, nil), 5)
+	require.Equal(t, map[string]bool{"a": true, "b": true}, place(workers("abcde"), "m", 1, 3, map[string]string{"gpu": "h100"}))
+	require.Empty(t, place(workers("abcde"), "m", 1, 3, map[string]string{"gpu": "b200"}))
+}
+
+func TestFleet_PicksTheLessLoadedAndLeavesTheSickOut(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	state := registry.WorkerState{Loaded: []registry.LoadedVersion{{Model: "m", Version: 1, State: registry.Loaded}}}
+	var all []*attached
+	for _, id := range []string{"a", "b", "c"} {
+		w, err := f.join(id, id, "127.0.0.1:1")
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, w.conn.Close()) })
+		f.report(w, state)
+		all = append(all, w)
+	}
+	busy := state
+	busy.Waiting = 100
+	f.report(all[0], busy)
+	all[1].inflight.Store(5)
+	picked := map[string]int{}
+	for range 3000 {
+		w, _ := f.pick("m", 1, nil)
+		picked[w.id]++
+	}
+	require.Zero(t, picked["a"], "of two the less loaded")
+	require.InDelta(t, 1000, picked["b"], 150)
+	all[2].failed(time.Now())
+	all[2].failed(time.Now())
+	for range 100 {
+		w, _ := f.pick("m", 1, nil)
+		require.NotEqual(t, "c", w.id)
+	}
+	require.Greater(t, time.Unix(0, all[2].sick.Load()), time.Now().Add(sickFor), "longer each time")
+	all[2].answered()
+	w, _ := f.pick("m", 1, all[1])
+	require.Equal(t, "c", w.id)
+	_, why := f.pick("m", 2, nil)
+	require.Empty(t, why)
 }
 
 func TestCounter_SealsEachSecondOnce(t *testing.T) {

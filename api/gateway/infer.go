@@ -14,6 +14,7 @@ import (
 
 	"github.com/orrery-ml/orrery/api/proto/inference"
 	"github.com/orrery-ml/orrery/api/proto/oip"
+	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/registry"
 )
 
@@ -49,7 +50,10 @@ func (s *Service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest
 	if _, err := oip.RawInputs(r); err != nil { // malformed for every version, so no arm's error
 		return nil, fault(registry.Errorf(registry.Invalid, "%w", err))
 	}
-	ctx, cancel := withTimeout(ctx, time.Duration(m.model.Config.TimeoutMillis)*time.Millisecond)
+	ctx, cancel, err := oip.WithDeadline(ctx, r, time.Duration(m.model.Config.TimeoutMillis)*time.Millisecond)
+	if err != nil {
+		return nil, fault(registry.Errorf(registry.Invalid, "%w", err))
+	}
 	defer cancel()
 	arm := registry.Arm{Version: pinned}
 	key := ""
@@ -61,7 +65,14 @@ func (s *Service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest
 		}
 	}
 	began := time.Now()
+	if pinned != 0 && !m.leased(pinned, began) {
+		g.want(m.model.Name, pinned) // its keep-alive begins anew
+	}
+	ctx, span := g.trace.Start(ctx, "gateway.infer", m.model.Name)
+	span.Set("version", int64(arm.Version))
+	span.Set("revision", m.route.Revision)
 	a, err := g.forward(ctx, m, arm, key, r)
+	span.End(err)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +120,7 @@ func (g *Gateway) forward(ctx context.Context, m served, arm registry.Arm, key s
 	if !retryable(ctx, err) {
 		return a, err
 	}
-	w.sick.Store(time.Now().Add(sickFor).UnixNano())
+	w.failed(time.Now())
 	other, _ := g.fleet.pick(m.model.Name, arm.Version, w)
 	if other == nil {
 		return nil, err
@@ -127,9 +138,27 @@ func (g *Gateway) attempt(ctx context.Context, w *attached, m served, arm regist
 	w.inflight.Add(1)
 	defer w.inflight.Add(-1)
 	began := time.Now()
-	a, err := w.client.ModelInfer(ctx, r)
+	ctx, span := g.trace.Start(ctx, "gateway.attempt", m.model.Name)
+	a, err := w.client.ModelInfer(outgoing(ctx), r)
+	span.End(err)
+	if err == nil {
+		w.answered()
+	}
 	g.count(m, arm, key, time.Since(began), err, a)
 	return a, err
+}
+
+// outgoing passes on what a worker needs of the caller's metadata.
+func outgoing(ctx context.Context) context.Context {
+	md := metadata.MD{}
+	if oip.WantsTiming(ctx) {
+		md.Set(oip.TimingHeader, "1")
+	}
+	telemetry.Inject(ctx, md)
+	if len(md) == 0 {
+		return ctx
+	}
+	return metadata.NewOutgoingContext(ctx, md)
 }
 
 // count puts an attempt into its stratum and into the metrics. Pinned requests belong to no arm: they are in the
@@ -169,7 +198,7 @@ func (g *Gateway) awaitWorker(ctx context.Context, model string, version int, ex
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, notReady(ctx, model, version, why, len(g.fleet.ids()))
+			return nil, notReady(ctx, model, version, why, len(g.fleet.with("", 0)))
 		}
 	}
 }

@@ -1,9 +1,12 @@
 package gateway
 
 import (
+	"cmp"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -40,25 +43,42 @@ func draw(r registry.Route, a registry.Arm, key string) float64 {
 	return (float64(h.Sum64()>>11) + 0.5) / (1 << 53)
 }
 
-// place returns the workers that hold a version: the replicas highest by rendezvous hash of (worker, model, version),
-// all when replicas is 0. It depends on nothing else, so servers agree, and a worker that comes or goes moves only
-// what it must.
-func place(workers []string, model string, version, replicas int) map[string]bool {
-	chosen := map[string]bool{}
-	if replicas <= 0 || replicas >= len(workers) {
-		for _, w := range workers {
-			chosen[w] = true
-		}
-		return chosen
+// candidate is a worker that may hold versions.
+type candidate struct {
+	id     string
+	labels map[string]string
+}
+
+// place returns the workers that hold a version: of those that have the labels asked for, the replicas highest by
+// rendezvous hash of (worker, model, version), all when replicas is 0. It depends on nothing else, so servers agree, and
+// a worker that comes or goes moves only what it must.
+func place(workers []candidate, model string, version, replicas int, labels map[string]string) map[string]bool {
+	type scored struct {
+		id    string
+		score uint64
 	}
-	for range replicas {
-		best, top := "", uint64(0)
-		for _, w := range workers {
-			if score := xxhash.Sum64String(w + "\x00" + model + "\x00" + strconv.Itoa(version)); !chosen[w] && (best == "" || score > top) {
-				best, top = w, score
-			}
+	var able []scored
+	for _, w := range workers {
+		if hasLabels(w.labels, labels) {
+			able = append(able, scored{w.id, xxhash.Sum64String(w.id + "\x00" + model + "\x00" + strconv.Itoa(version))})
 		}
-		chosen[best] = true
+	}
+	slices.SortFunc(able, func(a, b scored) int { return cmp.Or(cmp.Compare(b.score, a.score), strings.Compare(a.id, b.id)) })
+	if replicas > 0 && replicas < len(able) {
+		able = able[:replicas]
+	}
+	chosen := make(map[string]bool, len(able))
+	for _, w := range able {
+		chosen[w.id] = true
 	}
 	return chosen
+}
+
+func hasLabels(has, wanted map[string]string) bool {
+	for k, v := range wanted {
+		if has[k] != v {
+			return false
+		}
+	}
+	return true
 }

@@ -7,6 +7,9 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/orrery-ml/orrery/api/proto/inference"
 	"github.com/orrery-ml/orrery/api/proto/oip"
 	"github.com/orrery-ml/orrery/internal/build"
@@ -15,7 +18,7 @@ import (
 
 // Service answers the Open Inference Protocol by routing.
 type Service struct {
-	inference.UnimplementedGRPCInferenceServiceServer
+	oip.NoSharedMemory
 
 	g *Gateway
 }
@@ -45,7 +48,7 @@ func (s *Service) ServerReady(context.Context, *inference.ServerReadyRequest) (*
 // ServerMetadata implements the protocol.
 func (s *Service) ServerMetadata(context.Context, *inference.ServerMetadataRequest) (*inference.ServerMetadataResponse, error) {
 	return &inference.ServerMetadataResponse{
-		Name: "orrery", Version: build.Version(), Extensions: []string{"binary_tensor_data", "model_repository", "parameters"},
+		Name: "orrery", Version: build.Version(), Extensions: oip.Extensions,
 	}, nil
 }
 
@@ -105,6 +108,85 @@ func (s *Service) ModelMetadata(_ context.Context, r *inference.ModelMetadataReq
 		a.Versions = append(a.Versions, strconv.Itoa(n))
 	}
 	return a, nil
+}
+
+// ModelConfig implements the protocol as a worker that has the version answers it.
+func (s *Service) ModelConfig(ctx context.Context, r *inference.ModelConfigRequest) (*inference.ModelConfigResponse, error) {
+	_, v, err := s.g.described(r.GetName(), r.GetVersion())
+	if err != nil {
+		return nil, fault(err)
+	}
+	ctx, cancel := withTimeout(ctx, describeLimit)
+	defer cancel()
+	w, err := s.g.awaitWorker(ctx, v.Model, v.Number, nil)
+	if err != nil {
+		return nil, fault(err)
+	}
+	a, err := w.client.ModelConfig(ctx, &inference.ModelConfigRequest{Name: v.Model, Version: strconv.Itoa(v.Number)})
+	if err == nil {
+		a.Config.Name = r.GetName()
+	}
+	return a, err
+}
+
+// describeLimit bounds calls that describe and bring no deadline.
+const describeLimit = 5 * time.Second
+
+// ModelStatistics implements the protocol by adding up what the workers say.
+func (s *Service) ModelStatistics(ctx context.Context, r *inference.ModelStatisticsRequest) (*inference.ModelStatisticsResponse, error) {
+	model, version := "", 0
+	if r.GetName() != "" {
+		m, pinned, err := s.g.resolve(r.GetName(), r.GetVersion())
+		if err != nil {
+			return nil, fault(err)
+		}
+		model, version = m.model.Name, pinned
+	}
+	ctx, cancel := withTimeout(ctx, describeLimit)
+	defer cancel()
+	ask := &inference.ModelStatisticsRequest{Name: model}
+	if version > 0 {
+		ask.Version = strconv.Itoa(version)
+	}
+	sums := map[string]*inference.ModelStatistics{}
+	for _, w := range s.g.fleet.with(model, version) {
+		a, err := w.client.ModelStatistics(ctx, ask)
+		if status.Code(err) == codes.NotFound {
+			continue // unloaded in this moment
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, st := range a.GetModelStats() {
+			k := st.GetName() + "\x00" + st.GetVersion()
+			if into, ok := sums[k]; ok {
+				oip.AddStatistics(into, st)
+			} else {
+				sums[k] = st
+			}
+		}
+	}
+	a := &inference.ModelStatisticsResponse{}
+	for _, k := range slices.Sorted(maps.Keys(sums)) {
+		if model != "" {
+			sums[k].Name = r.GetName()
+		}
+		a.ModelStats = append(a.ModelStats, sums[k])
+	}
+	return a, nil
+}
+
+// ModelStreamInfer implements the protocol.
+func (s *Service) ModelStreamInfer(stream inference.GRPCInferenceService_ModelStreamInferServer) error {
+	return oip.Stream(stream, s.ModelInfer)
+}
+
+// Health is gRPC's health service over the gateway's readiness.
+func (s *Service) Health() oip.Health {
+	return oip.Health{Ready: func(ctx context.Context) bool {
+		a, err := s.ServerReady(ctx, &inference.ServerReadyRequest{})
+		return err == nil && a.GetReady()
+	}}
 }
 
 func tensors(ts []registry.Tensor) []*inference.ModelMetadataResponse_TensorMetadata {

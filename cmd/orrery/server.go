@@ -17,13 +17,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/orrery-ml/orrery/api"
 	"github.com/orrery-ml/orrery/api/gateway"
 	"github.com/orrery-ml/orrery/api/proto/attach"
 	"github.com/orrery-ml/orrery/api/proto/inference"
+	"github.com/orrery-ml/orrery/api/proto/oip"
 	"github.com/orrery-ml/orrery/internal/supervisor"
+	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/registry"
 	"github.com/orrery-ml/orrery/registry/store"
 )
@@ -55,6 +58,11 @@ func (p *program) serverCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			stop, err := telemetry.Start(c.Context(), "orrery-server", p.getenv)
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			defer func() { _ = stop(context.WithoutCancel(c.Context())) }() // spans that are lost are not missed
 			return serve(c.Context(), o, log)
 		},
 	}
@@ -116,6 +124,7 @@ func serve(ctx context.Context, o serverOptions, log *slog.Logger) error {
 	if err := ensureAdmin(ctx, s, o.adminKey, log); err != nil {
 		return err
 	}
+	oip.RegisterCompressors()
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	recorder := gateway.NewRecorder(objects, metrics, log)
@@ -176,9 +185,11 @@ func listenAndServe(ctx context.Context, o serverOptions, p plane, log *slog.Log
 	rest := &http.Server{Handler: p.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(gateway.MaxMessage), grpc.MaxSendMsgSize(gateway.MaxMessage), grpc.ChainUnaryInterceptor(p.front.UnaryAuth),
+		grpc.ChainStreamInterceptor(p.front.StreamAuth),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	inference.RegisterGRPCInferenceServiceServer(server, p.gateway.Service())
+	healthpb.RegisterHealthServer(server, p.gateway.Service().Health())
 	attach.RegisterAttachServiceServer(server, p.gateway.AttachService())
 	var group supervisor.Group
 	// Requests end before what was counted and recorded of them is written.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/worker"
 )
 
@@ -40,6 +42,11 @@ func (p *program) workerCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			stop, err := telemetry.Start(c.Context(), "orrery-worker", p.getenv)
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			defer func() { _ = stop(context.WithoutCancel(c.Context())) }() // spans that are lost are not missed
 			log.Info("serving", "grpc", served.GRPCAddress(), "http", served.HTTPAddress())
 			return served.Run(c.Context())
 		},
@@ -53,6 +60,9 @@ func (p *program) workerCommand() *cobra.Command {
 	f.StringVar(&w.Node, "node", "", "name people know this worker by; default the host's (ORRERY_NODE)")
 	f.StringVar(&w.CacheDir, "cache-dir", filepath.Join(os.TempDir(), fmt.Sprintf("orrery-worker-%d", os.Getpid())), "where artifacts are kept (ORRERY_CACHE_DIR)")
 	f.StringToStringVar(&w.Labels, "label", nil, "labels for placement, such as gpu=h100")
+	f.IntVar(&w.Threads, "threads", 0, "threads that runs on the CPU may take at once, shared by all models; 0 is one for every core (ORRERY_THREADS)")
+	f.Int64Var(&w.MemoryBudget, "memory-budget", 0, "bytes the process may take: versions that no route needs are unloaded to stay below; 0 is 80 % of the machine's, -1 no limit (ORRERY_MEMORY_BUDGET)")
+	f.BoolVar(&w.NoMetrics, "no-metrics", false, "do not observe requests for Prometheus")
 	f.DurationVar(&w.Timeout, "timeout", 30*time.Second, "of a request that brings no deadline")
 	return c
 }

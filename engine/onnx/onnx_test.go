@@ -96,7 +96,7 @@ func row(tag string, n int64, values ...float32) []engine.Tensor {
 
 // Every request gets exactly its own rows and its own requested outputs, whatever it was batched with.
 func TestModel_SplitsWhatItMerged(t *testing.T) {
-	m := engine.NewModel(open(t, affine()), batched(16))
+	m := engine.NewModel(engine.NewDevice(2), open(t, affine()), batched(16), nil)
 	var wg sync.WaitGroup
 	for g := range 16 {
 		wg.Go(func() {
@@ -104,7 +104,7 @@ func TestModel_SplitsWhatItMerged(t *testing.T) {
 			for range 60 {
 				n, v := 1+r.Int64N(5), float32(r.IntN(1000))
 				tag := string(rune('a'+g)) + "    "[:r.IntN(4)]
-				out, err := m.Infer(t.Context(), row(tag, n, v, -v), []string{"t", "y"})
+				out, _, err := m.Infer(t.Context(), engine.Request{Inputs: row(tag, n, v, -v), Outputs: []string{"t", "y"}})
 				if err != nil || len(out) != 2 || out[0].Name != "t" || out[1].Shape[0] != n {
 					t.Errorf("got %v, %v", out, err)
 					return
@@ -131,7 +131,7 @@ func batched(n int) registry.ServingConfig {
 }
 
 func TestModel_RefusesWhatItDoesNotTake(t *testing.T) {
-	m := engine.NewModel(open(t, affine()), batched(4))
+	m := engine.NewModel(engine.NewDevice(2), open(t, affine()), batched(4), nil)
 	defer func() { require.NoError(t, m.Close(t.Context())) }()
 	wrongType := row("a", 1, 1, 2)
 	wrongType[0].Datatype = registry.FP64
@@ -146,10 +146,10 @@ func TestModel_RefusesWhatItDoesNotTake(t *testing.T) {
 		`input "i" has 1 rows, input "x" has 2`:                                                   rows,
 		`2000 rows in one request, of at most 1024: send them in parts, or score them as a batch`: row("a", 2000, 1, 2),
 	} {
-		_, err := m.Infer(t.Context(), inputs, nil)
+		_, _, err := m.Infer(t.Context(), engine.Request{Inputs: inputs})
 		require.EqualError(t, err, want)
 	}
-	_, err := m.Infer(t.Context(), row("a", 1, 1, 2), []string{"nope"})
+	_, _, err := m.Infer(t.Context(), engine.Request{Inputs: row("a", 1, 1, 2), Outputs: []string{"nope"}})
 	require.EqualError(t, err, `unknown output "nope": the model gives y, t, j`)
 	require.Equal(t, registry.Invalid, registry.CodeOf(err))
 }
@@ -168,15 +168,15 @@ func TestModel_CutsARunAtTheDeadline(t *testing.T) {
 func TestModel_ShedsWhenTheQueueIsFull(t *testing.T) {
 	c := batched(1)
 	c.QueueRows = 1
-	m := engine.NewModel(open(t, endless()), c)
+	m := engine.NewModel(engine.NewDevice(2), open(t, endless()), c, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = m.Infer(ctx, engine.Probe(m.Signature(), 1), nil) })
+	wg.Go(func() { _, _, _ = m.Infer(ctx, engine.Request{Inputs: engine.Probe(m.Signature(), 1)}) })
 	require.Eventually(t, func() bool {
 		short, stop := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer stop()
-		_, err := m.Infer(short, engine.Probe(m.Signature(), 1), nil)
-		wg.Go(func() { _, _ = m.Infer(ctx, engine.Probe(m.Signature(), 1), nil) })
+		_, _, err := m.Infer(short, engine.Request{Inputs: engine.Probe(m.Signature(), 1)})
+		wg.Go(func() { _, _, _ = m.Infer(ctx, engine.Request{Inputs: engine.Probe(m.Signature(), 1)}) })
 		return registry.CodeOf(err) == registry.Exhausted
 	}, 10*time.Second, time.Millisecond)
 	cancel()

@@ -3,6 +3,9 @@
 #include "ort.h"
 
 #include <dlfcn.h>
+#ifdef __linux__
+#include <malloc.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,6 +96,12 @@ char *orrery_open(const char *library) {
 	if (fault == NULL) fault = message(CALL(CreateCpuMemoryInfo, int, int, void **)(ARENA_ALLOCATOR, MEMORY_DEFAULT, &cpu));
 	if (fault == NULL) fault = message(CALL(GetAllocatorWithDefaultOptions, void **)(&allocator));
 	return fault;
+}
+
+void orrery_trim(void) {
+#ifdef __GLIBC__
+	malloc_trim(0);
+#endif
 }
 
 char *orrery_providers(char **names) {

@@ -65,6 +65,9 @@ func providers() ([]string, error) {
 	return strings.Split(C.GoString(names), "\n"), nil
 }
 
+// trim gives freed memory back to the system, where the C library can.
+func trim() { C.orrery_trim() }
+
 // options are the options of a session.
 type options struct{ p unsafe.Pointer }
 

@@ -33,6 +33,7 @@ typedef struct {
 } orrery_settings;
 
 char *orrery_open(const char *library);
+void orrery_trim(void);
 char *orrery_providers(char **names); // one a line
 char *orrery_options_new(int threads, void **options);
 char *orrery_options_provider(void *options, const char *name, orrery_settings settings);

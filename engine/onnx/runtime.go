@@ -121,6 +121,18 @@ func (library) Open(path string, s registry.Signature, o engine.Options) (engine
 	return newSession(h, s, provider), nil
 }
 
+// Providers implements engine.Runtime.
+func (library) Providers() []string {
+	list, err := providers()
+	if err != nil { // it only reads a list
+		return nil
+	}
+	return list
+}
+
+// Trim implements engine.Runtime.
+func (library) Trim() { trim() }
+
 // sessionOptions makes the options, with the provider that was asked for or, when it is not there, the fallback.
 func sessionOptions(o engine.Options) (opts options, provider string, err error) {
 	for _, provider = range []string{o.Provider, o.Fallback} {

@@ -1,12 +1,49 @@
 package oip
 
 import (
+	"context"
 	"strconv"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/orrery-ml/orrery/api/proto/inference"
 )
+
+// NoSharedMemory is a service that refuses shared memory: there are no regions, none can be registered, and to forget
+// those that are not there is no error.
+type NoSharedMemory struct {
+	inference.UnimplementedGRPCInferenceServiceServer
+}
+
+// SystemSharedMemoryStatus implements the protocol.
+func (NoSharedMemory) SystemSharedMemoryStatus(context.Context, *inference.SystemSharedMemoryStatusRequest) (*inference.SystemSharedMemoryStatusResponse, error) {
+	return &inference.SystemSharedMemoryStatusResponse{}, nil
+}
+
+// SystemSharedMemoryRegister implements the protocol.
+func (NoSharedMemory) SystemSharedMemoryRegister(context.Context, *inference.SystemSharedMemoryRegisterRequest) (*inference.SystemSharedMemoryRegisterResponse, error) {
+	return nil, ErrSharedMemory
+}
+
+// SystemSharedMemoryUnregister implements the protocol.
+func (NoSharedMemory) SystemSharedMemoryUnregister(context.Context, *inference.SystemSharedMemoryUnregisterRequest) (*inference.SystemSharedMemoryUnregisterResponse, error) {
+	return &inference.SystemSharedMemoryUnregisterResponse{}, nil
+}
+
+// CudaSharedMemoryStatus implements the protocol.
+func (NoSharedMemory) CudaSharedMemoryStatus(context.Context, *inference.CudaSharedMemoryStatusRequest) (*inference.CudaSharedMemoryStatusResponse, error) {
+	return &inference.CudaSharedMemoryStatusResponse{}, nil
+}
+
+// CudaSharedMemoryRegister implements the protocol.
+func (NoSharedMemory) CudaSharedMemoryRegister(context.Context, *inference.CudaSharedMemoryRegisterRequest) (*inference.CudaSharedMemoryRegisterResponse, error) {
+	return nil, ErrSharedMemory
+}
+
+// CudaSharedMemoryUnregister implements the protocol.
+func (NoSharedMemory) CudaSharedMemoryUnregister(context.Context, *inference.CudaSharedMemoryUnregisterRequest) (*inference.CudaSharedMemoryUnregisterResponse, error) {
+	return &inference.CudaSharedMemoryUnregisterResponse{}, nil
+}
 
 // Extensions are the protocol's extensions that Orrery has, by the names Triton reports.
 var Extensions = []string{"model_repository", "schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics"}
