@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"io/fs"
 	"net/http"
@@ -34,21 +35,49 @@ func mixed() []byte {
 	})
 }
 
-// The unmodified tritonclient works against a gateway and against a bare worker.
-func TestProtocol_TritonClient(t *testing.T) {
+// everyType passes a tensor of every datatype through.
+func everyType() []byte {
+	m := onnxfile.Model{Name: "types", Opset: 17}
+	for name, e := range map[string]onnxfile.ElemType{
+		"BOOL": onnxfile.Bool, "UINT8": onnxfile.Uint8, "UINT16": onnxfile.Uint16, "UINT32": onnxfile.Uint32, "UINT64": onnxfile.Uint64,
+		"INT8": onnxfile.Int8, "INT16": onnxfile.Int16, "INT32": onnxfile.Int32, "INT64": onnxfile.Int64, "FP16": onnxfile.Float16,
+		"BF16": onnxfile.BFloat, "FP32": onnxfile.Float, "FP64": onnxfile.Double, "BYTES": onnxfile.String,
+	} {
+		m.Inputs = append(m.Inputs, onnxfile.Value{Name: "in_" + name, Type: e, Shape: []int64{-1, -1}})
+		m.Outputs = append(m.Outputs, onnxfile.Value{Name: "out_" + name, Type: e, Shape: []int64{-1, -1}})
+		m.Nodes = append(m.Nodes, onnxfile.Node{Op: "Identity", Inputs: []string{"in_" + name}, Outputs: []string{"out_" + name}})
+	}
+	return onnxfile.Build(m)
+}
+
+// tool is a program that the set-up brings.
+func tool(t *testing.T, path ...string) string {
+	t.Helper()
+	file, err := filepath.Abs(filepath.Join(append([]string{"..", "..", ".tools"}, path...)...))
+	require.NoError(t, err)
+	return file
+}
+
+// The clients of others, which nobody here wrote, work unmodified against a gateway and against a bare worker.
+func TestProtocol_ClientsOfOthers(t *testing.T) {
 	t.Parallel()
-	python, err := filepath.Abs(filepath.Join("..", "..", ".tools", "python", "bin", "python"))
-	require.NoError(t, err)
+	python, kserve := tool(t, "python", "bin", "python"), tool(t, "kserve", "bin", "python")
 	require.FileExists(t, python, "tritonclient is not installed: run `deploy/setup.sh test`")
+	require.FileExists(t, kserve, "kserve is not installed: run `deploy/setup.sh test`")
 	c := newCluster(t, 1, 1)
-	_, err = decode[client.Model](c.api(0).CreateModel(t.Context(), client.NewModel{Name: "mixed"}))
-	require.NoError(t, err)
+	for _, name := range []string{"mixed", "types"} {
+		_, err := decode[client.Model](c.api(0).CreateModel(t.Context(), client.NewModel{Name: name}))
+		require.NoError(t, err)
+	}
 	for range 2 {
 		run := c.upload("mixed", map[string][]byte{"model.onnx": mixed()})
 		require.Equal(t, "SUCCEEDED", run.State, run.Message)
 	}
+	run := c.upload("types", map[string][]byte{"model.onnx": everyType()})
+	require.Equal(t, "SUCCEEDED", run.State, run.Message)
 	c.allAtOnce("mixed")
-	_, err = decode[[]client.Alias](c.api(0).SetAlias(t.Context(), "mixed", "next", client.AliasChange{Version: 2}))
+	c.allAtOnce("types")
+	_, err := decode[[]client.Alias](c.api(0).SetAlias(t.Context(), "mixed", "next", client.AliasChange{Version: 2}))
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		out, err := http.Get(c.workers[0].url() + "/v2/models/mixed/versions/2/ready") //nolint:noctx // a short look
@@ -59,10 +88,16 @@ func TestProtocol_TritonClient(t *testing.T) {
 		if name == "worker" {
 			routed = "2" // a worker knows no route: the newest it holds
 		}
-		cmd := exec.CommandContext(t.Context(), python, filepath.Join("testdata", "triton_client.py"), n.http, n.grpc, "mixed", "2", routed)
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s: %s", name, out)
-		require.Contains(t, string(out), "ok")
+		for _, command := range [][]string{
+			{python, "triton_client.py", n.http, n.grpc, "mixed", "2", routed},
+			{python, "triton_types.py", n.http, n.grpc, "types", "1"},
+			{kserve, "kserve_client.py", n.http, n.grpc, "mixed"},
+		} {
+			command[1] = filepath.Join("testdata", command[1])
+			out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
+			require.NoError(t, err, "%s %v: %s", name, command[1:], out)
+			require.Contains(t, string(out), "ok")
+		}
 	}
 	version, _, err := inferMixed(t, c.servers[0].url(), "mixed@next")
 	require.NoError(t, err)
@@ -70,6 +105,50 @@ func TestProtocol_TritonClient(t *testing.T) {
 	_, message, err := inferMixed(t, c.servers[0].url(), "mixed@nxet")
 	require.NoError(t, err)
 	require.Contains(t, message, `did you mean \"next\"`)
+	t.Run("raw binary", func(t *testing.T) { rawBinary(t, c) })
+	t.Run("perf_analyzer", func(t *testing.T) { perfAnalyzer(t, c) })
+}
+
+// rawBinary sends a body that is a tensor and nothing else.
+func rawBinary(t *testing.T, c *cluster) {
+	c.model("plain", 1)
+	c.allAtOnce("plain")
+	for _, base := range []string{c.servers[0].url(), c.workers[0].url()} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base+"/v2/models/plain/infer", bytes.NewReader([]byte{0, 0, 0x80, 0x3f}))
+		require.NoError(t, err)
+		request.Header.Set("Inference-Header-Content-Length", "0")
+		request.Header.Set("X-Orrery-Timing", "1")
+		answer, err := http.DefaultClient.Do(request)
+		require.NoError(t, err)
+		body, err := io.ReadAll(answer.Body)
+		require.NoError(t, errors.Join(err, answer.Body.Close()))
+		require.Equal(t, http.StatusOK, answer.StatusCode, string(body))
+		require.NotEmpty(t, answer.Header.Get("Inference-Header-Content-Length"), "the answer is binary")
+		require.Contains(t, answer.Header.Get("Server-Timing"), "infer;dur=")
+	}
+}
+
+// perfAnalyzer lets Triton's load generator measure, over both protocols. It reads our statistics, so they must be there.
+func perfAnalyzer(t *testing.T, c *cluster) {
+	program := tool(t, "bin", "perf_analyzer")
+	if _, err := os.Stat(program); err != nil {
+		t.Skip("perf_analyzer cannot run on this system: see deploy/setup.sh")
+	}
+	for name, n := range map[string]*node{"gateway": c.servers[0], "worker": c.workers[0]} {
+		for protocol, address := range map[string]string{"http": n.http, "grpc": n.grpc} {
+			csv := filepath.Join(t.TempDir(), "out.csv")
+			cmd := exec.CommandContext(t.Context(), program, "-m", "plain", "-x", "1", "-u", address, "-i", protocol, "--concurrency-range", "2",
+				"--measurement-mode", "count_windows", "--measurement-request-count", "100", "--stability-percentage", "90", "-f", csv)
+			out, err := cmd.CombinedOutput()
+			require.NoError(t, err, "%s over %s: %s", name, protocol, out)
+			raw, err := os.ReadFile(csv)
+			require.NoError(t, err)
+			lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+			require.Len(t, lines, 2, "%s over %s: %s", name, protocol, out)
+			require.Contains(t, lines[0], "Server Compute Infer", "it found our statistics")
+			require.NotContains(t, string(out), "Failed", "%s over %s", name, protocol)
+		}
+	}
 }
 
 func inferMixed(t *testing.T, base, model string) (version, text string, err error) {
