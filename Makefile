@@ -25,6 +25,10 @@ race: ## the tests again, under the race detector
 	deploy/setup.sh test
 	go test -race -shuffle=on -timeout 20m ./registry/... ./engine/... ./worker/... ./api/... ./monitor/... ./activities/... ./workflows/...
 
+FUZZTIME ?= 60s
+fuzz: ## look for inputs that break the protocol's decoders
+	for f in FuzzREST FuzzGRPC FuzzBytes FuzzJSONNumbers; do go test ./api/proto/oip -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) || exit 1; done
+
 lint: ## linters, arrows, determinism of workflows
 	deploy/setup.sh lint
 	.tools/bin/golangci-lint run ./...
