@@ -62,7 +62,7 @@ func Int64s(name string, dims, values []int64) Tensor {
 	return Tensor{Name: name, Type: Int64, Dims: dims, Raw: raw}
 }
 
-// Node is an operator of the graph. Attributes are int64, float64 or []int64.
+// Node is an operator of the graph. Attributes are int64, float64, string, or slices of them.
 type Node struct {
 	Op         string
 	Domain     string
@@ -89,6 +89,7 @@ type Model struct {
 	Initializers []Tensor
 	Nodes        []Node
 	Functions    []Function
+	Imports      map[string]int64 // opsets of domains beside the standard one
 	Metadata     map[string]string
 }
 
@@ -99,6 +100,9 @@ func Build(m Model) []byte {
 	b = text(b, 2, "orrery")
 	b = message(b, 7, graph(m))
 	b = message(b, 8, number(nil, 2, uint64(m.Opset))) //nolint:gosec // opsets are small and positive
+	for _, domain := range sortedKeys(m.Imports) {
+		b = message(b, 8, number(text(nil, 1, domain), 2, uint64(m.Imports[domain]))) //nolint:gosec // opsets are small and positive
+	}
 	for _, f := range m.Functions {
 		b = message(b, 8, number(text(nil, 1, f.Domain), 2, 1))
 		b = message(b, 25, function(f, m.Opset))
@@ -176,6 +180,19 @@ func attribute(name string, v any) []byte {
 			b = number(b, 8, uint64(i)) //nolint:gosec // the bits are kept
 		}
 		return number(b, 20, 7)
+	case []float64:
+		for _, f := range v {
+			b = protowire.AppendTag(b, 7, protowire.Fixed32Type)
+			b = protowire.AppendFixed32(b, math.Float32bits(float32(f)))
+		}
+		return number(b, 20, 6)
+	case string:
+		return number(text(b, 4, v), 20, 3)
+	case []string:
+		for _, s := range v {
+			b = text(b, 9, s)
+		}
+		return number(b, 20, 8)
 	}
 	return b
 }

@@ -37,7 +37,7 @@ var (
 // Main runs the tests, stops what they started, and then runs check (for leaks, say).
 func Main(m *testing.M, check func() error) {
 	code := m.Run()
-	stopAll()
+	StopAll()
 	if code == 0 && check != nil {
 		if err := check(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -47,7 +47,8 @@ func Main(m *testing.M, check func() error) {
 	os.Exit(code)
 }
 
-func stopAll() {
+// StopAll stops what was started.
+func StopAll() {
 	mu.Lock()
 	defer mu.Unlock()
 	for _, cleanup := range slices.Backward(cleanups) {
@@ -82,6 +83,14 @@ func NewProcess(name string, env []string, args ...string) (*Process, error) {
 	p := &Process{name: name, dir: dir, env: env, args: args, log: filepath.Join(dir, "log")}
 	atEnd(p.Kill)
 	return p, nil
+}
+
+// PID returns the process's id, 0 when it does not run.
+func (p *Process) PID() int {
+	if p.cmd == nil || p.cmd.Process == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
 }
 
 // Log returns the end of what the process wrote.

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/orrery-ml/orrery/internal/testenv"
+)
+
+// benchmark is one run of everything.
+type benchmark struct {
+	options
+
+	self   string
+	dir    string
+	models []model
+	report strings.Builder
+	raws   map[string]rawResult // by model, of one row and of 32 the faster
+}
+
+func (b *benchmark) printf(format string, args ...any) { fmt.Fprintf(&b.report, format, args...) }
+
+func (b *benchmark) progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
+}
+
+func (b *benchmark) model(name string) model {
+	for _, m := range b.models {
+		if m.name == name {
+			return m
+		}
+	}
+	return model{}
+}
+
+func (b *benchmark) all(ctx context.Context) error {
+	b.printf("Machine: %s, %d cores; server on core %s, load on core %s; each measurement %v.\n\n", cpuName(), runtime.NumCPU(), serverCore, clientCore, b.length)
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"overhead", b.overhead}, {"models", b.throughput}, {"overload", b.overload}, {"metrics", b.metrics}, {"peers", b.comparePeers}, {"policy", b.policy},
+	} {
+		if !b.wanted(part.name) {
+			continue
+		}
+		b.progress("%s", part.name)
+		if err := part.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
+	return nil
+}
+
+func cpuName() string {
+	raw, err := os.ReadFile("/proc/cpuinfo")
+	if err == nil {
+		for line := range strings.Lines(string(raw)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				return strings.TrimSpace(strings.TrimLeft(name, "\t: "))
+			}
+		}
+	}
+	return runtime.GOARCH
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Microseconds())/1000) }
+
+func us(d time.Duration) string { return fmt.Sprintf("%.0f", float64(d.Nanoseconds())/1000) }
+
+// start starts the roles with some of the models.
+func (b *benchmark) start(ctx context.Context, names []string, workerOptions ...string) (*roles, error) {
+	dir, err := os.MkdirTemp(b.dir, "roles-*")
+	if err != nil {
+		return nil, err
+	}
+	var models []model
+	for _, n := range names {
+		models = append(models, b.model(n))
+	}
+	binary, err := filepath.Abs(b.binary)
+	if err != nil {
+		return nil, err
+	}
+	return startRoles(ctx, binary, dir, b.library, models, workerOptions...)
+}
+
+// overhead compares one caller's latency with that of an echo of the same bytes, taking turns so that both see the same
+// machine.
+func (b *benchmark) overhead(ctx context.Context) error {
+	r, err := b.start(ctx, []string{"kb"})
+	if err != nil {
+		return err
+	}
+	defer r.stop()
+	listen, err := address()
+	if err != nil {
+		return err
+	}
+	server, err := testenv.NewProcess("echo", nil, pinned(b.self, "-echo", listen)...)
+	if err == nil {
+		err = server.Start()
+	}
+	if err != nil {
+		return err
+	}
+	defer server.Kill()
+	m := b.model("kb")
+	calls := map[string]caller{"worker, REST binary": overBinary("http://"+r.workerWeb, m, 1), "gateway, REST binary": overBinary("http://"+r.web, m, 1)}
+	for name, at := range map[string]string{"echo, gRPC": listen, "worker, gRPC": r.workerRPC, "gateway, gRPC": r.rpc} {
+		call, stop, err := overGRPC(at, m, 1)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		calls[name] = call
+	}
+	order := []string{"echo, gRPC", "worker, gRPC", "gateway, gRPC", "worker, REST binary", "gateway, REST binary"}
+	p50, p99 := map[string][]time.Duration{}, map[string][]time.Duration{}
+	for range 5 {
+		for _, name := range order {
+			got := closedLoop(ctx, calls[name], 1, b.length/8, b.length/2)
+			if got.ok == 0 {
+				return fmt.Errorf("%s: no answer", name)
+			}
+			p50[name], p99[name] = append(p50[name], got.quantile(0.5)), append(p99[name], got.quantile(0.99))
+		}
+	}
+	b.printf("## One caller, 1 KB tensors: medians of five turns\n\n| path | p50 us | over the echo us | in echoes | p99 us |\n|---|---|---|---|---|\n")
+	base := median(p50[order[0]])
+	for _, name := range order {
+		here := median(p50[name])
+		b.printf("| %s | %s | %s | %.2f | %s |\n", name, us(here), us(here-base), float64(here)/float64(base), us(median(p99[name])))
+	}
+	b.printf("\n")
+	return nil
+}
+
+func median(list []time.Duration) time.Duration {
+	sorted := append([]time.Duration{}, list...)
+	for i := range sorted {
+		for j := i; j > 0 && sorted[j] < sorted[j-1]; j-- {
+			sorted[j], sorted[j-1] = sorted[j-1], sorted[j]
+		}
+	}
+	return sorted[len(sorted)/2]
+}
+
+// measureRaw measures a model without a server: the better of one row and of 32 at a time is its 100 %.
+func (b *benchmark) measureRaw(ctx context.Context, m model) (one, best rawResult, err error) {
+	if one, err = rawOf(ctx, b.self, b.library, b.dir, m, 1, b.length); err != nil {
+		return one, one, err
+	}
+	best = one
+	many, err := rawOf(ctx, b.self, b.library, b.dir, m, 32, b.length)
+	if err == nil && many.Rate > best.Rate {
+		best = many
+	}
+	best.Engine = max(one.Engine, many.Engine)
+	return one, best, err
+}
+
+// throughput compares every path at saturation with ONNX Runtime alone.
+func (b *benchmark) throughput(ctx context.Context) error {
+	names := []string{"tiny", "trees", "conv", "encoder"}
+	r, err := b.start(ctx, names)
+	if err != nil {
+		return err
+	}
+	defer r.stop()
+	b.printf("## At saturation: rows a second, one row a request, 32 callers\n\n100 %% is a bare session in a loop on the server's core, one row a run or 32, whichever is faster.\n\n")
+	b.printf("| model | path | rows/s | of raw | p50 ms | p99 ms | p99.9 ms | server CPU us a request | peak MiB |\n|---|---|---|---|---|---|---|---|---|\n")
+	for _, name := range names {
+		m := b.model(name)
+		b.progress("model %s", name)
+		one, best, err := b.measureRaw(ctx, m)
+		if err != nil {
+			return err
+		}
+		b.printf("| %s | raw, one row a run | %.0f | %.2f | %s | | | %.0f | |\n", name, one.Rate, one.Rate/best.Rate, ms(time.Duration(one.P50)*time.Microsecond), 1e6/one.Rate)
+		b.printf("| | raw, best | %.0f | 1.00 | | | | %.0f | |\n", best.Rate, 1e6/best.Rate)
+		b.printf("| | engine, same process | %.0f | %.2f | | | | | |\n", best.Engine, best.Engine/best.Rate)
+		grpcCall, stopGRPC, err := overGRPC(r.workerRPC, m, 1)
+		if err != nil {
+			return err
+		}
+		gateCall, stopGate, err := overGRPC(r.rpc, m, 1)
+		if err != nil {
+			return err
+		}
+		for _, path := range []struct {
+			name string
+			call caller
+			pids []*testenv.Process
+		}{
+			{"worker, gRPC", grpcCall, []*testenv.Process{r.worker}}, {"worker, REST binary", overBinary("http://"+r.workerWeb, m, 1), []*testenv.Process{r.worker}},
+			{"worker, REST JSON", overJSON("http://"+r.workerWeb, m, 1), []*testenv.Process{r.worker}}, {"gateway, gRPC", gateCall, []*testenv.Process{r.server, r.worker}},
+		} {
+			before := time.Duration(0)
+			for _, p := range path.pids {
+				before += usageOf(p.PID()).cpu
+			}
+			got := closedLoop(ctx, path.call, 32, b.length/4, b.length)
+			used, peak := -before, int64(0)
+			for _, p := range path.pids {
+				u := usageOf(p.PID())
+				used += u.cpu
+				peak += u.peak
+			}
+			b.printf("| | %s | %.0f | %.2f | %s | %s | %s | %.0f | %d |\n", path.name, got.rate(), got.rate()/best.Rate, ms(got.quantile(0.5)), ms(got.quantile(0.99)), ms(got.quantile(0.999)),
+				used.Seconds()*1e6/float64(got.ok)*got.took.Seconds()/(got.took+b.length/4).Seconds(), peak>>20)
+			if got.failed > 0 {
+				b.printf("| | %s: %d failed | | | | | | | |\n", path.name, got.failed)
+			}
+		}
+		stopGRPC()
+		stopGate()
+	}
+	b.printf("\n")
+	return nil
+}
+
+// overload offers from half to three times what saturates, with a deadline, to Orrery's batcher and to the baseline.
+func (b *benchmark) overload(ctx context.Context) error {
+	const deadline = 50 * time.Millisecond
+	b.printf("## Goodput with a deadline of %v, Poisson arrivals, worker over gRPC\n\n", deadline)
+	b.printf("| model | batching | offered | goodput/s | of its peak | p50 ms | p99 ms | refused | p50 of refusals ms |\n|---|---|---|---|---|---|---|---|---|\n")
+	for _, name := range []string{"encoder", "trees"} {
+		for _, policy := range []string{"deadline", "static"} {
+			r, err := b.start(ctx, []string{name})
+			if err != nil {
+				return err
+			}
+			config := []string{"model", "configure", name, "--config", "batching=" + policy}
+			if policy == "static" {
+				config = append(config, "--config", "max_delay_us=5000")
+			}
+			if err := r.cli(ctx, config...); err != nil {
+				r.stop()
+				return err
+			}
+			time.Sleep(2 * time.Second) // the worker swaps the model
+			call, stop, err := overGRPC(r.workerRPC, b.model(name), 1)
+			if err != nil {
+				r.stop()
+				return err
+			}
+			saturated := closedLoop(ctx, call, 16, b.length/4, b.length).rate()
+			peak := 0.0
+			for _, load := range []float64{0.5, 0.75, 1, 1.25, 1.5, 2, 3} {
+				got := openLoop(ctx, call, load*saturated, b.length/2, b.length, deadline)
+				good := float64(got.inTime) / got.took.Seconds()
+				peak = math.Max(peak, good)
+				b.printf("| %s | %s | %.2fx = %.0f/s | %.0f | %.2f | %s | %s | %d | %s |\n", name, policy, load, load*saturated, good, good/peak, ms(got.quantile(0.5)), ms(got.quantile(0.99)),
+					got.failed, ms(quantile(got.shed, 0.5)))
+			}
+			stop()
+			r.stop()
+		}
+	}
+	b.printf("\n")
+	return nil
+}
+
+// metrics compares throughput with Prometheus metrics on and off, taking turns.
+func (b *benchmark) metrics(ctx context.Context) error {
+	on, err := b.start(ctx, []string{"tiny"})
+	if err != nil {
+		return err
+	}
+	defer on.stop()
+	off, err := b.start(ctx, []string{"tiny"}, "--no-metrics")
+	if err != nil {
+		return err
+	}
+	defer off.stop()
+	m := b.model("tiny")
+	var with, without []time.Duration // per request, so that the median is of the same kind
+	for range 7 {
+		for _, r := range []*roles{on, off} {
+			call, stop, err := overGRPC(r.workerRPC, m, 1)
+			if err != nil {
+				return err
+			}
+			got := closedLoop(ctx, call, 16, b.length/8, b.length/2)
+			stop()
+			each := time.Duration(float64(time.Second) / got.rate())
+			if r == on {
+				with = append(with, each)
+			} else {
+				without = append(without, each)
+			}
+		}
+	}
+	b.printf("## Metrics on and off: tiny model, worker over gRPC, 16 callers, medians of seven turns\n\n| metrics | requests/s |\n|---|---|\n| on | %.0f |\n| off | %.0f |\n| on / off | %.3f |\n\n",
+		1/median(with).Seconds(), 1/median(without).Seconds(), median(without).Seconds()/median(with).Seconds())
+	return nil
+}
