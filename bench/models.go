@@ -46,8 +46,8 @@ func allModels() []model {
 		{"kb", "identity of 1 KB, for overhead", identity(256), "FP32", []int64{256}},
 		{"tiny", "tabular: 10 features, logistic regression", tiny(), "FP32", []int64{10}},
 		{"trees", "gradient-boosted trees: 200 of depth 6 on 30 features", trees(), "FP32", []int64{30}},
-		{"conv", "convolutional net on 3x112x112", conv(), "FP32", []int64{3, 112, 112}},
-		{"encoder", "transformer encoder: 4 layers, 64 tokens, width 256", encoder(), "INT64", []int64{64}},
+		{"conv", "convolutional net on 3x192x192", conv(), "FP32", []int64{3, 192, 192}},
+		{"encoder", "transformer encoder: 6 layers, 128 tokens, width 384", encoder(), "INT64", []int64{128}},
 	}
 }
 
@@ -146,13 +146,13 @@ func conv() []byte {
 		onnxfile.Node{Op: "Flatten", Inputs: []string{"p"}, Outputs: []string{"f"}},
 		onnxfile.Node{Op: "Gemm", Inputs: []string{"f", w.add("ow", 0.05, 256, 100), w.add("ob", 0.01, 100)}, Outputs: []string{"y"}})
 	return onnxfile.Build(onnxfile.Model{
-		Name: "conv", Opset: 17, Inputs: []onnxfile.Value{{Name: "x", Type: onnxfile.Float, Shape: free([]int64{3, 112, 112})}},
+		Name: "conv", Opset: 17, Inputs: []onnxfile.Value{{Name: "x", Type: onnxfile.Float, Shape: free([]int64{3, 192, 192})}},
 		Outputs: []onnxfile.Value{{Name: "y", Type: onnxfile.Float, Shape: []int64{-1, 100}}}, Nodes: nodes, Initializers: w.list,
 	})
 }
 
 func encoder() []byte {
-	const width, tokens, hidden = 256, 64, 1024
+	const width, tokens, hidden = 384, 128, 1536
 	w := newWeights()
 	nodes := []onnxfile.Node{
 		{Op: "Gather", Inputs: []string{w.add("words", 1, 256, width), "x"}, Outputs: []string{"e"}},
@@ -172,7 +172,7 @@ func encoder() []byte {
 	}
 	scale := w.add("scale", 1, 1)
 	last := "h0"
-	for i := range 4 {
+	for i := range 6 {
 		p := fmt.Sprintf("l%d", i)
 		q, k, v := matmul(last, p+"q", width, width), matmul(last, p+"k", width, width), matmul(last, p+"v", width, width)
 		nodes = append(nodes,

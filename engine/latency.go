@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"math/bits"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 // grow.
 type latency struct {
 	sizes [17]estimate // runs of (2^(i-1), 2^i] rows
+	best  int64        // the smallest size whose rows cost hardly more than anywhere; 0 while none is known to be
 }
 
 type estimate struct {
@@ -36,12 +38,35 @@ func (l *latency) observe(rows int64, took time.Duration) {
 	e.runs++
 	if e.runs == 1 {
 		e.rows, e.mean, e.deviation = float64(rows), t, t/4
+		l.weigh()
 		return
 	}
 	miss := t - e.mean
 	e.rows += (float64(rows) - e.rows) / 8
 	e.mean += miss / 8
 	e.deviation += (max(miss, -miss) - e.deviation) / 4
+	l.weigh()
+}
+
+// hardly is how much more a row may cost than at the best size to count as the same.
+const hardly = 1.02
+
+// weigh finds the best size: beyond it a larger batch only makes its requests wait for each other. The largest size that
+// is known is no bound: larger ones may be cheaper still.
+func (l *latency) weigh() {
+	least, largest := math.Inf(1), -1
+	for i := range l.sizes {
+		if e := &l.sizes[i]; e.runs > 0 {
+			least, largest = min(least, e.mean/e.rows), i
+		}
+	}
+	l.best = 0
+	for i := range largest {
+		if e := &l.sizes[i]; e.runs > 0 && e.mean/e.rows <= hardly*least {
+			l.best = int64(math.Ceil(e.rows))
+			return
+		}
+	}
 }
 
 // known says whether anything was observed.

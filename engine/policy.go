@@ -33,6 +33,9 @@ func PolicyOf(b registry.Batching) Policy {
 // DeadlinePolicy runs the most urgent first, by deadline; sheds at once what cannot be in time; and lets a batch wait
 // for company only while that costs nobody the deadline and saves more than it costs.
 //
+// A batch grows only as far as larger ones are cheaper by the row: where a model computes as long for two rows as for one
+// twice, company only makes its requests wait for each other.
+//
 // The latest moment to run is Symphony's (arXiv 2308.07470): the tightest deadline less a slow run of one row more. The
 // test whether waiting pays is BentoML's (CorkDispatcher): n rows that wait for a gap against the fixed cost that the
 // next row would not pay again.
@@ -66,7 +69,7 @@ func (DeadlinePolicy) finish(s *scheduler, q *queue, r *request, now instant) in
 		tightest = min(tightest, (*l)[0].deadline)
 	}
 	for {
-		fits := max(q.latency.fits(time.Duration(float64(tightest-free)/share), q.config.MaxRows, 2), min(r.rows, q.config.MaxRows))
+		fits := max(q.latency.fits(time.Duration(float64(tightest-free)/share), q.most(), 2), min(r.rows, q.most()))
 		if left <= fits {
 			return free + time.Duration(float64(q.latency.slow(left))*share)
 		}
@@ -80,8 +83,8 @@ func (DeadlinePolicy) finish(s *scheduler, q *queue, r *request, now instant) in
 }
 
 func (DeadlinePolicy) hold(s *scheduler, q *queue, l *lane, now instant) (instant, string) {
-	rows, tightest, first := l.ready(q.config.MaxRows)
-	if rows >= q.config.MaxRows {
+	rows, tightest, first := l.ready(q.most())
+	if rows >= q.most() {
 		return now, "full"
 	}
 	// What the user allows without regard to load, then what pays while the device works anyway.
@@ -106,12 +109,12 @@ func (DeadlinePolicy) hold(s *scheduler, q *queue, l *lane, now instant) (instan
 // late drops a request that cannot be in time, and one whose deadline would leave the batch less than half of what it
 // could be: that would make the others late.
 func (DeadlinePolicy) late(q *queue, r *request, now instant) bool {
-	fits := q.latency.fits(r.deadline-now, q.config.MaxRows, 1)
-	return now > r.deadline || q.latency.known() && (fits < min(r.rows, q.config.MaxRows) || 2*fits < min(q.rows, q.config.MaxRows))
+	fits := q.latency.fits(r.deadline-now, q.most(), 1)
+	return now > r.deadline || q.latency.known() && (fits < min(r.rows, q.most()) || 2*fits < min(q.rows, q.most()))
 }
 
 func (DeadlinePolicy) enough(q *queue, rows int64, tightest, now instant) bool {
-	return now+q.latency.slow(q.padded(rows)) > tightest
+	return rows > q.most() || now+q.latency.slow(q.padded(rows)) > tightest
 }
 
 // StaticPolicy is Triton's dynamic batcher: first come first served, a batch waits a fixed delay for company, and a

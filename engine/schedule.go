@@ -91,19 +91,20 @@ func (l *lane) Pop() any {
 
 // queue is one model's place in a scheduler.
 type queue struct {
-	config  BatchConfig
-	latency latency
-	lanes   map[string]*lane
-	rows    int64                  // waiting
-	bytes   int64                  // waiting
-	atLevel [lowestLevel + 1]int64 // rows waiting by level
-	running []instant              // expected ends of the batches under way
-	used    float64                // share of the device taken so far, by weight: the least goes first
-	gap     float64                // smoothed time between arrivals, ns
-	last    instant                // arrival
-	counts  map[string]int64       // dispatches and sheds by reason
-	closed  bool
-	empty   chan struct{} // closed when nothing waits or runs any more
+	config     BatchConfig
+	latency    latency
+	lanes      map[string]*lane
+	rows       int64                  // waiting
+	bytes      int64                  // waiting
+	atLevel    [lowestLevel + 1]int64 // rows waiting by level
+	running    []instant              // expected ends of the batches under way
+	used       float64                // share of the device taken so far, by weight: the least goes first
+	gap        float64                // smoothed time between arrivals, ns
+	last       instant                // arrival
+	counts     map[string]int64       // dispatches and sheds by reason
+	dispatched int64
+	closed     bool
+	empty      chan struct{} // closed when nothing waits or runs any more
 }
 
 // batch is what runs together.
@@ -221,8 +222,8 @@ func (q *queue) drain(s *scheduler) time.Duration {
 
 // work is how long the device takes for rows rows of the model.
 func (q *queue) work(s *scheduler, rows int64) time.Duration {
-	took := time.Duration(rows/q.config.MaxRows) * q.latency.slow(q.config.MaxRows)
-	if rest := rows % q.config.MaxRows; rest > 0 {
+	took := time.Duration(rows/q.most()) * q.latency.slow(q.most())
+	if rest := rows % q.most(); rest > 0 {
 		took += q.latency.slow(rest)
 	}
 	return time.Duration(float64(took) * q.contention(s))
@@ -351,7 +352,19 @@ func (s *scheduler) take(q *queue, now instant) *batch {
 	s.busy += q.config.Threads
 	s.floor = max(s.floor, q.used)
 	q.counts["dispatch_"+reason]++
+	q.dispatched++
 	return b
+}
+
+// exploreEvery is how often a batch is formed without regard to the best size, so that its costs stay known.
+const exploreEvery = 64
+
+// most is how many rows a batch should have at most.
+func (q *queue) most() int64 {
+	if q.latency.best == 0 || q.dispatched%exploreEvery == exploreEvery-1 {
+		return q.config.MaxRows
+	}
+	return min(q.latency.best, q.config.MaxRows)
 }
 
 // padded is how many rows a batch of rows rows runs with.

@@ -34,14 +34,14 @@ import (
 
 // bench is a cache over real models in a directory, without the network around it.
 type bench struct {
-	t       *testing.T
+	t       testing.TB
 	cache   *cache
 	service *service
 	objects *artifact.Dir
 	metrics *prometheus.Registry
 }
 
-func newBench(t *testing.T, budget int64) *bench {
+func newBench(t testing.TB, budget int64) *bench {
 	t.Helper()
 	runtime, err := onnx.Start(testenv.OnnxRuntime(t))
 	require.NoError(t, err)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"runtime"
 	"sync"
@@ -33,6 +34,10 @@ import (
 // MaxMessage is the largest request or answer of a worker, in bytes.
 const MaxMessage = 64 << 20
 
+// streamWorkers is how many goroutines are kept for requests: their stacks have grown already. More requests at once get
+// goroutines of their own.
+const streamWorkers = 64
+
 // Config is a worker's configuration.
 type Config struct {
 	Node      string            // name people know it by; "" = the host's name
@@ -48,6 +53,7 @@ type Config struct {
 	Threads      int   // that runs on the CPU may take at once; 0 = as many as the process may use cores
 	MemoryBudget int64 // bytes the process may take; 0 = 80 % of the machine's, negative = no limit
 	NoMetrics    bool  // do not observe requests for Prometheus
+	Profiling    bool  // serve /debug/pprof/ beside /metrics
 }
 
 // Validate joins all faults of the configuration.
@@ -171,7 +177,7 @@ func (w *Worker) report(leaving bool) *attach.AttachRequest {
 // Run serves until ctx ends, then says it leaves, lets requests finish and stops.
 func (w *Worker) Run(ctx context.Context) error {
 	server := grpc.NewServer(
-		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.MaxConcurrentStreams(4096),
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.MaxConcurrentStreams(4096), grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	inference.RegisterGRPCInferenceServiceServer(server, w.service)
@@ -180,6 +186,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	mux.Handle("/v2/", oip.Handler(w.service, MaxMessage))
 	mux.Handle("/v2", oip.Handler(w.service, MaxMessage))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(w.metrics, promhttp.HandlerOpts{}))
+	if w.config.Profiling {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
 	rest := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	var tasks sync.WaitGroup
 	failed := make(chan error, 2)

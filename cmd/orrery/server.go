@@ -31,6 +31,9 @@ import (
 	"github.com/orrery-ml/orrery/registry/store"
 )
 
+// streamWorkers is how many goroutines are kept for requests over gRPC: their stacks have grown already.
+const streamWorkers = 64
+
 type serverOptions struct {
 	backends
 
@@ -53,6 +56,7 @@ func (p *program) serverCommand() *cobra.Command {
 			if err := p.fromEnvironment(c.Flags()); err != nil {
 				return err
 			}
+			p.collectLess()
 			o.token, o.adminKey = p.getenv("ORRERY_JOIN_TOKEN"), p.getenv("ORRERY_ADMIN_KEY")
 			log, err := p.logger(o.logLevel)
 			if err != nil {
@@ -184,7 +188,7 @@ func listenAndServe(ctx context.Context, o serverOptions, p plane, log *slog.Log
 	}
 	rest := &http.Server{Handler: p.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	server := grpc.NewServer(
-		grpc.MaxRecvMsgSize(gateway.MaxMessage), grpc.MaxSendMsgSize(gateway.MaxMessage), grpc.ChainUnaryInterceptor(p.front.UnaryAuth),
+		grpc.MaxRecvMsgSize(gateway.MaxMessage), grpc.MaxSendMsgSize(gateway.MaxMessage), grpc.NumStreamWorkers(streamWorkers), grpc.ChainUnaryInterceptor(p.front.UnaryAuth),
 		grpc.ChainStreamInterceptor(p.front.StreamAuth),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)

@@ -22,6 +22,7 @@ func (p *program) workerCommand() *cobra.Command {
 			if err := p.fromEnvironment(c.Flags()); err != nil {
 				return err
 			}
+			p.collectLess()
 			w.Token = p.getenv("ORRERY_JOIN_TOKEN")
 			log, err := p.logger(b.logLevel)
 			if err != nil {
@@ -63,6 +64,7 @@ func (p *program) workerCommand() *cobra.Command {
 	f.IntVar(&w.Threads, "threads", 0, "threads that runs on the CPU may take at once, shared by all models; 0 is one for every core (ORRERY_THREADS)")
 	f.Int64Var(&w.MemoryBudget, "memory-budget", 0, "bytes the process may take: versions that no route needs are unloaded to stay below; 0 is 80 % of the machine's, -1 no limit (ORRERY_MEMORY_BUDGET)")
 	f.BoolVar(&w.NoMetrics, "no-metrics", false, "do not observe requests for Prometheus")
+	f.BoolVar(&w.Profiling, "profiling", false, "serve Go's profiles under /debug/pprof/ of --http")
 	f.DurationVar(&w.Timeout, "timeout", 30*time.Second, "of a request that brings no deadline")
 	return c
 }
