@@ -65,6 +65,11 @@ func FuzzREST(f *testing.F) {
 			require.NotEmpty(t, err.Error())
 			return
 		}
+		head := body
+		if n, err := strconv.Atoi(length); err == nil {
+			head = body[:n]
+		}
+		require.True(t, json.Valid(head), "what is no JSON is refused: %q", head)
 		checkDecoded(t, r)
 		_, _ = Priority(r)
 		if _, cancel, err := WithDeadline(t.Context(), r, 1); err == nil {

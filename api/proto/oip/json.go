@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"unsafe"
 )
 
 // rawFromJSON turns the `data` of a JSON tensor, nested or flat, into raw bytes. Integers never pass through float64.
@@ -15,7 +16,8 @@ func rawFromJSON(datatype string, data []byte) ([]byte, error) {
 	case "FP16", "BF16":
 		return nil, fmt.Errorf("%s has no JSON form; use the binary extension", datatype)
 	}
-	if _, known := sizes[datatype]; !known {
+	size, known := sizes[datatype]
+	if !known {
 		return nil, fmt.Errorf("unknown datatype %q", datatype)
 	}
 	out := make([]byte, 0, len(data))
@@ -26,7 +28,7 @@ func rawFromJSON(datatype string, data []byte) ([]byte, error) {
 			i++
 		default:
 			end := i + tokenLength(data[i:])
-			if out, err = appendElement(out, datatype, data[i:end]); err != nil {
+			if out, err = appendElement(out, datatype, size, data[i:end]); err != nil {
 				return nil, err
 			}
 			i = end
@@ -56,7 +58,7 @@ func tokenLength(s []byte) int {
 	return len(s)
 }
 
-func appendElement(out []byte, datatype string, token []byte) ([]byte, error) {
+func appendElement(out []byte, datatype string, size int, token []byte) ([]byte, error) {
 	switch datatype {
 	case "BYTES":
 		var s string
@@ -71,28 +73,30 @@ func appendElement(out []byte, datatype string, token []byte) ([]byte, error) {
 		}
 		return append(out, boolByte(v)), nil
 	case "FP32", "FP64":
-		return appendFloat(out, datatype, string(token))
+		return appendFloat(out, size, view(token))
 	case "UINT8", "UINT16", "UINT32", "UINT64":
-		v, err := strconv.ParseUint(string(token), 10, sizes[datatype]*8)
+		v, err := strconv.ParseUint(view(token), 10, size*8)
 		if err != nil {
 			return nil, fmt.Errorf("%s is no %s", token, datatype)
 		}
-		return appendUint(out, v, sizes[datatype]), nil
+		return appendUint(out, v, size), nil
 	}
-	v, err := strconv.ParseInt(string(token), 10, sizes[datatype]*8)
+	v, err := strconv.ParseInt(view(token), 10, size*8)
 	if err != nil {
 		return nil, fmt.Errorf("%s is no %s", token, datatype)
 	}
-	return appendUint(out, uint64(v), sizes[datatype]), nil //nolint:gosec // the low bits are kept
+	return appendUint(out, uint64(v), size), nil //nolint:gosec // the low bits are kept
 }
 
-func appendFloat(out []byte, datatype, token string) ([]byte, error) {
-	bits := sizes[datatype] * 8
-	v, err := strconv.ParseFloat(token, bits)
+// view is the bytes as a string, without a copy: it is read while they stay as they are.
+func view(token []byte) string { return unsafe.String(unsafe.SliceData(token), len(token)) } //nolint:gosec // see above
+
+func appendFloat(out []byte, size int, token string) ([]byte, error) {
+	v, err := strconv.ParseFloat(token, size*8)
 	if err != nil || math.IsInf(v, 0) || math.IsNaN(v) {
-		return nil, fmt.Errorf("%s is no %s", token, datatype)
+		return nil, fmt.Errorf("%s is no FP%d", token, size*8)
 	}
-	if bits == 32 {
+	if size == 4 {
 		return binary.LittleEndian.AppendUint32(out, math.Float32bits(float32(v))), nil
 	}
 	return binary.LittleEndian.AppendUint64(out, math.Float64bits(v)), nil
