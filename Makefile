@@ -3,7 +3,7 @@ export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 SHELL := bash
 BIN := bin
 
-.PHONY: demo test check lint generate build setup race fuzz clean
+.PHONY: demo test check lint generate build setup race bench fuzz clean
 build: ## build the orrery binary
 	go build -o $(BIN)/orrery ./cmd/orrery
 
@@ -24,6 +24,11 @@ test: ## set up, and run every test, the demo last
 race: ## the tests again, under the race detector
 	deploy/setup.sh test
 	go test -race -shuffle=on -timeout 20m ./registry/... ./engine/... ./worker/... ./api/... ./monitor/... ./activities/... ./workflows/...
+
+bench: setup build ## measure against raw ONNX Runtime and other servers (about 15 minutes); see docs/benchmarks.md
+	deploy/setup.sh bench
+	go build -o $(BIN)/bench ./bench
+	$(BIN)/bench
 
 FUZZTIME ?= 60s
 fuzz: ## look for inputs that break the protocol's decoders

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -69,6 +70,7 @@ func run(ctx context.Context, o options) error {
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		return cmd.Run()
 	}
+	debug.SetGCPercent(800) // of the load generator, which must not be what is slow
 	library, err := toolpath.OnnxRuntime(o.library)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/orrery-ml/orrery/internal/testenv"
@@ -130,6 +131,13 @@ func (r *roles) cli(ctx context.Context, args ...string) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// workerAlone stops the server's clock until the returned function is called, so that only the worker is measured. The
+// worker serves on: that is what it is built for.
+func (r *roles) workerAlone() (resume func()) {
+	_ = syscall.Kill(r.server.PID(), syscall.SIGSTOP) // gone: the measurement says so
+	return func() { _ = syscall.Kill(r.server.PID(), syscall.SIGCONT) }
 }
 
 func (r *roles) stop() {

@@ -4,6 +4,7 @@
 #   deploy/setup.sh run     ONNX Runtime and the Temporal CLI: enough for `make demo`
 #   deploy/setup.sh test    also MinIO, PostgreSQL and the Python clients
 #   deploy/setup.sh lint    the linters and code generators
+#   deploy/setup.sh bench   the servers that the benchmark compares with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/.tools
@@ -17,6 +18,9 @@ PGSERVER=0.1.4
 TRITONCLIENT=2.73.0
 PERF_ANALYZER=2.60.0
 KSERVE=0.21.0
+LITSERVE=0.2.19
+BENTOML=1.4.40
+MLSERVER=1.7.1
 # sha256 of what is taken out of the packages, by package and platform
 declare -A sums=(
   [ort-pip-linux-x86_64]=12e097b0705253189cd2cde73a091febefb7348edcfe606cd54aec010a4bab2b
@@ -148,6 +152,32 @@ get_perf_analyzer() {
   chmod 755 "$tools/bin/perf_analyzer"
 }
 
+# The servers the benchmark compares with, each in an environment of its own. One that does not install is left out.
+get_peers() {
+  [ -n "$python" ] || { say "no pip: the benchmark compares with no other server"; return 0; }
+  mkdir -p "$tools/peers"
+  local peer packages
+  for peer in litserve bentoml kserve mlserver; do
+    [ -f "$tools/peers/$peer/ready-1" ] && continue
+    say "$peer into a virtual environment"
+    case $peer in
+      litserve) packages="litserve==$LITSERVE" ;;
+      bentoml) packages="bentoml==$BENTOML" ;;
+      kserve) packages="kserve==$KSERVE" ;;
+      mlserver) packages="--no-build-isolation mlserver==$MLSERVER" ;;
+    esac
+    rm -rf "${tools:?}/peers/$peer"
+    # shellcheck disable=SC2086 # packages are words
+    if "$python" -m venv "$tools/peers/$peer" && "$tools/peers/$peer/bin/pip" --disable-pip-version-check install -q "setuptools<80" wheel &&
+      "$tools/peers/$peer/bin/pip" --disable-pip-version-check install -q $packages "onnxruntime==$ORT"; then
+      touch "$tools/peers/$peer/ready-1"
+    else
+      say "$peer does not install here; the benchmark leaves it out"
+      rm -rf "${tools:?}/peers/$peer"
+    fi
+  done
+}
+
 get_linters() {
   [ -f "$tools/bin/.lint-1" ] && [ deploy/tools/go.sum -ot "$tools/bin/.lint-1" ] && return
   say "linters and generators from their Go modules (this takes some minutes)"
@@ -160,5 +190,6 @@ case ${1:-run} in
   run) get_onnxruntime; get_temporal ;;
   test) get_onnxruntime; get_temporal; get_minio; get_postgres; get_clients; get_perf_analyzer ;;
   lint) get_linters ;;
-  *) die "usage: deploy/setup.sh run|test|lint" ;;
+  bench) get_peers ;;
+  *) die "usage: deploy/setup.sh run|test|lint|bench" ;;
 esac
