@@ -46,6 +46,7 @@ func allModels() []model {
 		{"kb", "identity of 1 KB, for overhead", identity(256), "FP32", []int64{256}},
 		{"tiny", "tabular: 10 features, logistic regression", tiny(), "FP32", []int64{10}},
 		{"trees", "gradient-boosted trees: 200 of depth 6 on 30 features", trees(), "FP32", []int64{30}},
+		{"mlp", "dense net of 80 MB, bound by memory: a batch costs little more than a row", mlp(), "FP32", []int64{512}},
 		{"conv", "convolutional net on 3x192x192", conv(), "FP32", []int64{3, 192, 192}},
 		{"encoder", "transformer encoder: 6 layers, 128 tokens, width 384", encoder(), "INT64", []int64{128}},
 	}
@@ -124,6 +125,24 @@ func trees() []byte {
 				"nodes_truenodeids": yes, "nodes_falsenodeids": no, "target_treeids": leafTree, "target_nodeids": leafID, "target_ids": target, "target_weights": weight,
 			},
 		}},
+	})
+}
+
+func mlp() []byte {
+	w := newWeights()
+	var nodes []onnxfile.Node
+	last, from := "x", int64(512)
+	for i, to := range []int64{3072, 3072, 3072, 64} {
+		next := fmt.Sprintf("d%d", i)
+		nodes = append(nodes,
+			onnxfile.Node{Op: "Gemm", Inputs: []string{last, w.add(next+"w", math.Sqrt(2/float64(from)), from, to), w.add(next+"b", 0.01, to)}, Outputs: []string{next + "z"}},
+			onnxfile.Node{Op: "Relu", Inputs: []string{next + "z"}, Outputs: []string{next}})
+		last, from = next, to
+	}
+	nodes[len(nodes)-1].Outputs = []string{"y"}
+	return onnxfile.Build(onnxfile.Model{
+		Name: "mlp", Opset: 17, Inputs: []onnxfile.Value{{Name: "x", Type: onnxfile.Float, Shape: []int64{-1, 512}}},
+		Outputs: []onnxfile.Value{{Name: "y", Type: onnxfile.Float, Shape: []int64{-1, 64}}}, Nodes: nodes, Initializers: w.list,
 	})
 }
 

@@ -3,7 +3,9 @@
 package worker
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -18,6 +20,22 @@ func BenchmarkService(b *testing.B) {
 	for b.Loop() {
 		if _, err := bench.ask(b.Context(), "m", 1); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkService_Shed is a request that is refused because it cannot be in time.
+func BenchmarkService_Shed(b *testing.B) {
+	bench := newBench(b, 0)
+	bench.cache.hold("s", []held{bench.version("m", 1, 0, nil)})
+	_, err := bench.ask(b.Context(), "m", 1)
+	require.NoError(b, err)
+	ctx, cancel := context.WithDeadline(b.Context(), time.Now())
+	defer cancel()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := bench.ask(ctx, "m", 1); err == nil {
+			b.Fatal("it was answered")
 		}
 	}
 }
