@@ -20,7 +20,7 @@ import (
 )
 
 // overGRPC calls a server with raw tensors.
-func overGRPC(address string, m model, rows int) (caller, func(), error) {
+func overGRPC(address string, m model) (caller, func(), error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
 	if err != nil {
@@ -28,8 +28,8 @@ func overGRPC(address string, m model, rows int) (caller, func(), error) {
 	}
 	client := inference.NewGRPCInferenceServiceClient(conn)
 	request := &inference.ModelInferRequest{
-		ModelName: m.name, RawInputContents: [][]byte{m.data(rows)},
-		Inputs: []*inference.ModelInferRequest_InferInputTensor{{Name: "x", Datatype: m.input, Shape: append([]int64{int64(rows)}, m.row...)}},
+		ModelName: m.name, RawInputContents: [][]byte{m.data(1)},
+		Inputs: []*inference.ModelInferRequest_InferInputTensor{{Name: "x", Datatype: m.input, Shape: append([]int64{1}, m.row...)}},
 	}
 	return func(ctx context.Context) error {
 		a, err := client.ModelInfer(ctx, request)
@@ -67,18 +67,18 @@ func overHTTP(url string, body []byte, header map[string]string) caller {
 }
 
 // overBinary calls the REST surface with the binary extension.
-func overBinary(base string, m model, rows int) caller {
-	data := m.data(rows)
+func overBinary(base string, m model) caller {
+	data := m.data(1)
 	head, _ := json.Marshal(map[string]any{ // plain values always marshal
-		"inputs":     []any{map[string]any{"name": "x", "datatype": m.input, "shape": append([]int64{int64(rows)}, m.row...), "parameters": map[string]int{"binary_data_size": len(data)}}},
+		"inputs":     []any{map[string]any{"name": "x", "datatype": m.input, "shape": append([]int64{1}, m.row...), "parameters": map[string]int{"binary_data_size": len(data)}}},
 		"parameters": map[string]bool{"binary_data_output": true},
 	})
 	return overHTTP(base+"/v2/models/"+m.name+"/infer", append(head, data...), map[string]string{"Inference-Header-Content-Length": strconv.Itoa(len(head))})
 }
 
 // values reads a model's input as numbers.
-func values(m model, rows int) []any {
-	data := m.data(rows)
+func values(m model) []any {
+	data := m.data(1)
 	var out []any
 	for i := 0; i < len(data); {
 		if m.input == "INT64" {
@@ -93,13 +93,13 @@ func values(m model, rows int) []any {
 }
 
 // jsonBody is a request of the protocol in JSON.
-func jsonBody(m model, rows int) []byte {
+func jsonBody(m model) []byte {
 	body, _ := json.Marshal(map[string]any{ // plain values always marshal
-		"inputs": []any{map[string]any{"name": "x", "datatype": m.input, "shape": append([]int64{int64(rows)}, m.row...), "data": values(m, rows)}},
+		"inputs": []any{map[string]any{"name": "x", "datatype": m.input, "shape": append([]int64{1}, m.row...), "data": values(m)}},
 	})
 	return body
 }
 
-func overJSON(base string, m model, rows int) caller {
-	return overHTTP(base+"/v2/models/"+m.name+"/infer", jsonBody(m, rows), map[string]string{"Content-Type": "application/json"})
+func overJSON(base string, m model) caller {
+	return overHTTP(base+"/v2/models/"+m.name+"/infer", jsonBody(m), map[string]string{"Content-Type": "application/json"})
 }

@@ -47,8 +47,9 @@ func main() {
 	flag.BoolVar(&o.inner, "pinned", false, "this process is on its core (used by the benchmark itself)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, o); err != nil {
+	err := run(ctx, o)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -88,7 +89,7 @@ func run(ctx context.Context, o options) error {
 	}
 	err = b.all(ctx)
 	text := b.report.String()
-	fmt.Print(text)
+	fmt.Fprint(os.Stdout, text)
 	if o.out != "" {
 		err = errors.Join(err, os.WriteFile(o.out, []byte(text), 0o600))
 	}

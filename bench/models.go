@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -32,11 +33,10 @@ func (m model) data(rows int) []byte {
 	var out []byte
 	for range rows * m.elements() {
 		if m.input == "INT64" {
-			out = append(out, byte(r.IntN(250)), 0, 0, 0, 0, 0, 0, 0)
+			out = binary.LittleEndian.AppendUint64(out, r.Uint64N(250))
 			continue
 		}
-		bits := math.Float32bits(float32(r.NormFloat64()))
-		out = append(out, byte(bits), byte(bits>>8), byte(bits>>16), byte(bits>>24))
+		out = binary.LittleEndian.AppendUint32(out, math.Float32bits(float32(r.NormFloat64())))
 	}
 	return out
 }

@@ -21,7 +21,6 @@ type benchmark struct {
 	dir    string
 	models []model
 	report strings.Builder
-	raws   map[string]rawResult // by model, of one row and of 32 the faster
 }
 
 func (b *benchmark) printf(format string, args ...any) { fmt.Fprintf(&b.report, format, args...) }
@@ -121,9 +120,9 @@ func (b *benchmark) overhead(ctx context.Context) error {
 	}
 	defer server.Kill()
 	m := b.model("kb")
-	calls := map[string]caller{"worker, REST binary": overBinary("http://"+r.workerWeb, m, 1), "gateway, REST binary": overBinary("http://"+r.web, m, 1)}
+	calls := map[string]caller{"worker, REST binary": overBinary("http://"+r.workerWeb, m), "gateway, REST binary": overBinary("http://"+r.web, m)}
 	for name, at := range map[string]string{"echo, gRPC": listen, "worker, gRPC": r.workerRPC, "gateway, gRPC": r.rpc} {
-		call, stop, err := overGRPC(at, m, 1)
+		call, stop, err := overGRPC(at, m)
 		if err != nil {
 			return err
 		}
@@ -168,16 +167,69 @@ func median(list []time.Duration) time.Duration {
 
 // measureRaw measures a model without a server: the better of one row and of 32 at a time is its 100 %.
 func (b *benchmark) measureRaw(ctx context.Context, m model) (one, best rawResult, err error) {
-	if one, err = rawOf(ctx, b.self, b.library, b.dir, m, 1, b.length); err != nil {
+	if one, err = b.raw(ctx, m, 1); err != nil {
 		return one, one, err
 	}
 	best = one
-	many, err := rawOf(ctx, b.self, b.library, b.dir, m, 32, b.length)
+	many, err := b.raw(ctx, m, 32)
 	if err == nil && many.Rate > best.Rate {
 		best = many
 	}
 	best.Engine = max(one.Engine, many.Engine)
 	return one, best, err
+}
+
+// path is a way to a model, and the processes on it.
+type path struct {
+	name      string
+	call      caller
+	processes []*testenv.Process
+}
+
+// used adds up what processes have used.
+func used(processes []*testenv.Process) usage {
+	var sum usage
+	for _, p := range processes {
+		u := usageOf(p.PID())
+		sum.cpu, sum.peak = sum.cpu+u.cpu, sum.peak+u.peak
+	}
+	return sum
+}
+
+// paths are the ways to a model; stop closes their connections.
+func (r *roles) paths(m model) (list []path, stop func(), err error) {
+	worker, stopWorker, err := overGRPC(r.workerRPC, m)
+	if err != nil {
+		return nil, nil, err
+	}
+	gateway, stopGateway, err := overGRPC(r.rpc, m)
+	if err != nil {
+		stopWorker()
+		return nil, nil, err
+	}
+	alone, both := []*testenv.Process{r.worker}, []*testenv.Process{r.server, r.worker}
+	return []path{
+		{"worker, gRPC", worker, alone},
+		{"worker, REST binary", overBinary("http://"+r.workerWeb, m), alone},
+		{"worker, REST JSON", overJSON("http://"+r.workerWeb, m), alone},
+		{"gateway, gRPC", gateway, both},
+		{"gateway, REST JSON", overJSON("http://"+r.web, m), both},
+	}, func() { stopWorker(); stopGateway() }, nil
+}
+
+// saturate measures a path with n callers, and the CPU time of a request. Where only the worker is on the path, the
+// server's clock stands still.
+func (b *benchmark) saturate(ctx context.Context, r *roles, p path, n int) (got result, cpu time.Duration, err error) {
+	if len(p.processes) == 1 {
+		defer r.workerAlone()()
+	}
+	before := used(p.processes)
+	got = closedLoop(ctx, p.call, n, b.length/4, b.length)
+	if got.failed > 0 || got.ok == 0 {
+		return got, 0, fmt.Errorf("%s: %d answers, %d requests failed", p.name, got.ok, got.failed)
+	}
+	share := got.took.Seconds() / (got.took + b.length/4).Seconds() // the warm-up cost CPU too
+	return got, time.Duration(float64(used(p.processes).cpu-before.cpu) * share / float64(got.ok)), nil
 }
 
 // throughput compares every path at saturation with ONNX Runtime alone.
@@ -192,75 +244,47 @@ func (b *benchmark) throughput(ctx context.Context) error {
 	b.printf("## At saturation: rows a second, one row a request, %d callers\n\n100 %% is a bare session in a loop on the server's core, one row a run or 32, whichever is faster, before and after the others.\n\n", callers)
 	b.printf("| model | path | rows/s | of raw | p50 ms | p99 ms | p99.9 ms | server CPU us a request | peak MiB |\n|---|---|---|---|---|---|---|---|---|\n")
 	for _, name := range names {
-		m := b.model(name)
 		b.progress("model %s", name)
-		one, best, err := b.measureRaw(ctx, m)
-		if err != nil {
-			return err
-		}
-		type line struct {
-			name string
-			got  result
-			cpu  float64
-			peak int64
-		}
-		var lines []line
-		grpcCall, stopGRPC, err := overGRPC(r.workerRPC, m, 1)
-		if err != nil {
-			return err
-		}
-		gateCall, stopGate, err := overGRPC(r.rpc, m, 1)
-		if err != nil {
-			return err
-		}
-		for _, path := range []struct {
-			name string
-			call caller
-			pids []*testenv.Process
-		}{
-			{"worker, gRPC", grpcCall, []*testenv.Process{r.worker}}, {"worker, REST binary", overBinary("http://"+r.workerWeb, m, 1), []*testenv.Process{r.worker}},
-			{"worker, REST JSON", overJSON("http://"+r.workerWeb, m, 1), []*testenv.Process{r.worker}}, {"gateway, gRPC", gateCall, []*testenv.Process{r.server, r.worker}},
-		} {
-			before := time.Duration(0)
-			for _, p := range path.pids {
-				before += usageOf(p.PID()).cpu
-			}
-			resume := func() {}
-			if len(path.pids) == 1 {
-				resume = r.workerAlone()
-			}
-			got := closedLoop(ctx, path.call, callers, b.length/4, b.length)
-			resume()
-			used, peak := -before, int64(0)
-			for _, p := range path.pids {
-				u := usageOf(p.PID())
-				used += u.cpu
-				peak += u.peak
-			}
-			each := used.Seconds() * 1e6 / float64(got.ok) * got.took.Seconds() / (got.took + b.length/4).Seconds()
-			lines = append(lines, line{path.name, got, each, peak >> 20})
-			if got.failed > 0 {
-				return fmt.Errorf("%s, %s: %d requests failed", name, path.name, got.failed)
-			}
-		}
-		stopGRPC()
-		stopGate()
-		oneAfter, bestAfter, err := b.measureRaw(ctx, m)
-		if err != nil {
-			return err
-		}
-		if bestAfter.Rate > best.Rate {
-			one, best = oneAfter, bestAfter
-		}
-		b.printf("| %s | raw, one row a run | %.0f | %.2f | %s | | | %.0f | |\n", name, one.Rate, one.Rate/best.Rate, ms(time.Duration(one.P50)*time.Microsecond), 1e6/one.Rate)
-		b.printf("| | raw, best | %.0f | 1.00 | | | | %.0f | |\n", best.Rate, 1e6/best.Rate)
-		b.printf("| | engine, same process | %.0f | %.2f | | | | | |\n", best.Engine, best.Engine/best.Rate)
-		for _, l := range lines {
-			b.printf("| | %s | %.0f | %.2f | %s | %s | %s | %.0f | %d |\n", l.name, l.got.rate(), l.got.rate()/best.Rate,
-				ms(l.got.quantile(0.5)), ms(l.got.quantile(0.99)), ms(l.got.quantile(0.999)), l.cpu, l.peak)
+		if err := b.throughputOf(ctx, r, b.model(name), callers); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	b.printf("\n")
+	return nil
+}
+
+func (b *benchmark) throughputOf(ctx context.Context, r *roles, m model, callers int) error {
+	one, best, err := b.measureRaw(ctx, m)
+	if err != nil {
+		return err
+	}
+	paths, stop, err := r.paths(m)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	results, cpus, peaks := make([]result, len(paths)), make([]time.Duration, len(paths)), make([]int64, len(paths))
+	for i, p := range paths {
+		if results[i], cpus[i], err = b.saturate(ctx, r, p, callers); err != nil {
+			return err
+		}
+		peaks[i] = used(p.processes).peak
+	}
+	oneAfter, bestAfter, err := b.measureRaw(ctx, m)
+	if err != nil {
+		return err
+	}
+	if bestAfter.Rate > best.Rate {
+		one, best = oneAfter, bestAfter
+	}
+	b.printf("| %s | raw, one row a run | %.0f | %.2f | %s | | | %.0f | |\n", m.name, one.Rate, one.Rate/best.Rate, ms(time.Duration(one.P50)*time.Microsecond), 1e6/one.Rate)
+	b.printf("| | raw, best (%d rows a run) | %.0f | 1.00 | | | | %.0f | |\n", best.Rows, best.Rate, 1e6/best.Rate)
+	b.printf("| | engine, same process | %.0f | %.2f | | | | | |\n", best.Engine, best.Engine/best.Rate)
+	for i, p := range paths {
+		got := results[i]
+		b.printf("| | %s | %.0f | %.2f | %s | %s | %s | %s | %d |\n", p.name, got.rate(), got.rate()/best.Rate,
+			ms(got.quantile(0.5)), ms(got.quantile(0.99)), ms(got.quantile(0.999)), us(cpus[i]), peaks[i]>>20)
+	}
 	return nil
 }
 
@@ -284,7 +308,7 @@ func (b *benchmark) overload(ctx context.Context) error {
 				return err
 			}
 			time.Sleep(2 * time.Second) // the worker swaps the model
-			call, stop, err := overGRPC(r.workerRPC, b.model(name), 1)
+			call, stop, err := overGRPC(r.workerRPC, b.model(name))
 			if err != nil {
 				r.stop()
 				return err
@@ -324,7 +348,7 @@ func (b *benchmark) metrics(ctx context.Context) error {
 	var with, without []time.Duration // per request, so that the median is of the same kind
 	for range 7 {
 		for _, r := range []*roles{on, off} {
-			call, stop, err := overGRPC(r.workerRPC, m, 1)
+			call, stop, err := overGRPC(r.workerRPC, m)
 			if err != nil {
 				return err
 			}

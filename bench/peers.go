@@ -42,13 +42,13 @@ func script(name string) string {
 
 func plainJSON(path string) func(string, model) (caller, func(), error) {
 	return func(port string, m model) (caller, func(), error) {
-		body, err := json.Marshal(map[string]any{"x": values(m, 1)})
+		body, err := json.Marshal(map[string]any{"x": values(m)})
 		return overHTTP("http://127.0.0.1:"+port+path, body, map[string]string{"Content-Type": "application/json"}), func() {}, err
 	}
 }
 
 func protocolJSON(port string, m model) (caller, func(), error) {
-	body := strings.Replace(string(jsonBody(m, 1)), `"name":"x"`, `"name":"x","parameters":{}`, 1)
+	body := strings.Replace(string(jsonBody(m)), `"name":"x"`, `"name":"x","parameters":{}`, 1)
 	return overHTTP("http://127.0.0.1:"+port+"/v2/models/"+m.name+"/infer", []byte(body), map[string]string{"Content-Type": "application/json"}), func() {}, nil
 }
 
@@ -69,7 +69,7 @@ var peers = []peer{
 		if err != nil {
 			return nil, nil, err
 		}
-		return overGRPC("127.0.0.1:"+strconv.Itoa(n+1), m, 1)
+		return overGRPC("127.0.0.1:"+strconv.Itoa(n+1), m)
 	}},
 }
 
@@ -90,6 +90,15 @@ func mlserver(b *benchmark, port, model string) (env, args []string, err error) 
 	return []string{"MODEL=" + model, "WIDTH=" + tinyWidth, "PYTHONPATH=" + script("")}, []string{b.venv("mlserver", "mlserver"), "start", dir}, err
 }
 
+// compared is what another server showed.
+type compared struct {
+	name     string
+	rate     float64
+	cpu      time.Duration // a request
+	peak     int64
+	p50, p99 time.Duration // at half its rate
+}
+
 // comparePeers compares the tiny model on other servers with Orrery, each alone on the server's core.
 func (b *benchmark) comparePeers(ctx context.Context) error {
 	m := b.model("tiny")
@@ -97,112 +106,102 @@ func (b *benchmark) comparePeers(ctx context.Context) error {
 	if err := os.WriteFile(file, m.file, 0o600); err != nil {
 		return err
 	}
-	type row struct {
-		name     string
-		rate     float64
-		cpu      time.Duration // a request
-		peak     int64
-		p99, p50 time.Duration // at the common rate
-	}
-	var rows []row
+	var others []compared
+	fastest := 0.0
 	for _, p := range peers {
-		port, err := testenv.FreePort()
-		if err != nil {
-			return err
-		}
-		env, args, err := p.start(b, strconv.Itoa(port), file)
-		if err != nil {
-			return err
-		}
-		if _, err := os.Stat(args[0]); err != nil {
+		got, err := b.measurePeer(ctx, p, m, file)
+		if errors.Is(err, os.ErrNotExist) {
 			b.progress("%s is not installed: deploy/setup.sh bench", p.name)
 			continue
 		}
-		b.progress("%s", p.name)
-		server, err := testenv.NewProcess("peer", env, pinned(args...)...)
-		if err == nil {
-			err = server.Start()
-		}
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		call, stop, err := p.call(strconv.Itoa(port), m)
-		if err != nil {
-			return err
-		}
-		if err := awaitAnswer(ctx, call); err != nil {
-			b.printf("%s does not answer: %v\n\n```\n%s\n```\n\n", p.name, err, server.Log())
-			server.Kill()
-			continue
-		}
-		before := treeUsage(server.PID())
-		got := closedLoop(ctx, call, 16, b.length/4, b.length)
-		after := treeUsage(server.PID())
-		low := openLoop(ctx, call, math.Max(got.rate()/2, 10), b.length/4, b.length, 0)
-		each := time.Duration(float64(after.cpu-before.cpu) / float64(got.ok) * got.took.Seconds() / (got.took + b.length/4).Seconds())
-		rows = append(rows, row{name: p.name, rate: got.rate(), cpu: each, peak: after.peak, p50: low.quantile(0.5), p99: low.quantile(0.99)})
-		stop()
-		server.Kill()
+		others = append(others, got)
+		fastest = math.Max(fastest, got.rate)
 	}
 	r, err := b.start(ctx, []string{"tiny"})
 	if err != nil {
 		return err
 	}
 	defer r.stop()
-	grpcCall, stop, err := overGRPC(r.workerRPC, m, 1)
+	paths, stop, err := r.paths(m)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	gateCall, stopGate, err := overGRPC(r.rpc, m, 1)
-	if err != nil {
-		return err
+	const callers = 16
+	load := math.Max(fastest/2, 10)
+	b.printf("## The tiny model on other servers: %d callers; p50 and p99 with arrivals at half of what the server can, for Orrery at half of what the fastest of the others can (%.0f/s)\n\n", callers, load)
+	b.printf("| server | requests/s | Orrery's worker over gRPC is | server CPU us a request | memory MiB | p50 ms | p99 ms |\n|---|---|---|---|---|---|---|\n")
+	ours := 0.0
+	for _, p := range paths {
+		got, cpu, err := b.saturate(ctx, r, p, callers)
+		if err != nil {
+			return err
+		}
+		if ours == 0 {
+			ours = got.rate()
+		}
+		low := b.calm(ctx, r, p, load)
+		b.printf("| Orrery: %s | %.0f | | %s | %d | %s | %s |\n", p.name, got.rate(), us(cpu), used(p.processes).peak>>20, ms(low.quantile(0.5)), ms(low.quantile(0.99)))
 	}
-	defer stopGate()
-	best := row{}
-	for _, p := range rows {
-		if p.rate > best.rate {
-			best = p
-		}
-	}
-	b.printf("## The tiny model on other servers: 16 callers, and p99 when each is offered half of what the best of them can (Orrery: the same rate)\n\n")
-	b.printf("| server | requests/s | Orrery's worker over gRPC is | server CPU us a request | memory MiB | p50 ms at load | p99 ms at load |\n|---|---|---|---|---|---|---|\n")
-	ours := []struct {
-		name string
-		call caller
-		pids []int
-	}{
-		{"Orrery worker, gRPC", grpcCall, []int{r.worker.PID()}}, {"Orrery worker, REST JSON", overJSON("http://"+r.workerWeb, m, 1), []int{r.worker.PID()}},
-		{"Orrery gateway and worker, gRPC", gateCall, []int{r.worker.PID(), r.server.PID()}}, {"Orrery gateway and worker, REST JSON", overJSON("http://"+r.web, m, 1), []int{r.worker.PID(), r.server.PID()}},
-	}
-	first := 0.0
-	for _, o := range ours {
-		var before, after usage
-		resume := func() {}
-		if len(o.pids) == 1 {
-			resume = r.workerAlone()
-		}
-		for _, pid := range o.pids {
-			before.cpu += usageOf(pid).cpu
-		}
-		got := closedLoop(ctx, o.call, 16, b.length/4, b.length)
-		for _, pid := range o.pids {
-			u := usageOf(pid)
-			after.cpu, after.peak = after.cpu+u.cpu, after.peak+u.peak
-		}
-		each := float64(after.cpu-before.cpu) / float64(got.ok) * got.took.Seconds() / (got.took + b.length/4).Seconds() / 1000
-		low := openLoop(ctx, o.call, math.Max(best.rate/2, 10), b.length/4, b.length, 0)
-		resume()
-		if first == 0 {
-			first = got.rate()
-		}
-		b.printf("| %s | %.0f | | %.0f | %d | %s | %s |\n", o.name, got.rate(), each, after.peak>>20, ms(low.quantile(0.5)), ms(low.quantile(0.99)))
-	}
-	for _, p := range rows {
-		b.printf("| %s | %.0f | %.1fx | %.0f | %d | %s | %s |\n", p.name, p.rate, first/p.rate, float64(p.cpu.Nanoseconds())/1000, p.peak>>20, ms(p.p50), ms(p.p99))
+	for _, p := range others {
+		b.printf("| %s | %.0f | %.1fx | %s | %d | %s | %s |\n", p.name, p.rate, ours/p.rate, us(p.cpu), p.peak>>20, ms(p.p50), ms(p.p99))
 	}
 	b.printf("\n")
 	return nil
+}
+
+// calm measures latency below saturation.
+func (b *benchmark) calm(ctx context.Context, r *roles, p path, rate float64) result {
+	if len(p.processes) == 1 {
+		defer r.workerAlone()()
+	}
+	return openLoop(ctx, p.call, rate, b.length/4, 2*b.length, 0)
+}
+
+// measurePeer starts another server, measures it and stops it. It ends in os.ErrNotExist when it is not installed.
+func (b *benchmark) measurePeer(ctx context.Context, p peer, m model, file string) (compared, error) {
+	out := compared{name: p.name}
+	number, err := testenv.FreePort()
+	if err != nil {
+		return out, err
+	}
+	port := strconv.Itoa(number)
+	env, args, err := p.start(b, port, file)
+	if err == nil {
+		_, err = os.Stat(args[0])
+	}
+	if err != nil {
+		return out, err
+	}
+	b.progress("%s", p.name)
+	server, err := testenv.NewProcess("peer", env, pinned(args...)...)
+	if err == nil {
+		err = server.Start()
+	}
+	if err != nil {
+		return out, err
+	}
+	defer server.Kill()
+	call, stop, err := p.call(port, m)
+	if err != nil {
+		return out, err
+	}
+	defer stop()
+	if err := awaitAnswer(ctx, call); err != nil {
+		return out, fmt.Errorf("no answer: %w\n%s", err, server.Log())
+	}
+	before := treeUsage(server.PID())
+	got := closedLoop(ctx, call, 16, b.length/4, b.length)
+	after := treeUsage(server.PID())
+	share := got.took.Seconds() / (got.took + b.length/4).Seconds()
+	out.rate, out.peak = got.rate(), after.peak
+	out.cpu = time.Duration(float64(after.cpu-before.cpu) * share / float64(max(got.ok, 1)))
+	low := openLoop(ctx, call, math.Max(out.rate/2, 10), b.length/4, 2*b.length, 0)
+	out.p50, out.p99 = low.quantile(0.5), low.quantile(0.99)
+	return out, nil
 }
 
 // awaitAnswer calls until there is an answer, for a minute.

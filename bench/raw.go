@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -62,13 +62,13 @@ func raw(ctx context.Context, library, path string, rows int, length time.Durati
 	return out, err
 }
 
-// rawOf runs raw in a process of its own on the server's core.
-func rawOf(ctx context.Context, self, library, dir string, m model, rows int, length time.Duration) (rawResult, error) {
-	path := filepath.Join(dir, m.name+"-raw.onnx")
+// raw runs raw in a process of its own on the server's core.
+func (b *benchmark) raw(ctx context.Context, m model, rows int) (rawResult, error) {
+	path := filepath.Join(b.dir, m.name+"-raw.onnx")
 	if err := os.WriteFile(path, m.file, 0o600); err != nil {
 		return rawResult{}, err
 	}
-	args := pinned(self, "-raw", path, "-rows", fmt.Sprint(rows), "-library", library, "-length", length.String())
+	args := pinned(b.self, "-raw", path, "-rows", strconv.Itoa(rows), "-library", b.library, "-length", b.length.String())
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...) //nolint:gosec // ourselves
 	cmd.Stderr = os.Stderr
 	text, err := cmd.Output()

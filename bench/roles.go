@@ -21,9 +21,10 @@ const (
 	clientCore = "1"
 )
 
+// What guards the roles of a benchmark, which listen on loopback and live for minutes.
 const (
 	benchKey   = "ok_admin_key_of_the_benchmark"
-	benchToken = "join-token-of-the-benchmark"
+	benchToken = "join-token-of-the-benchmark" //nolint:gosec // see above
 )
 
 // pinned is a command on the server's core.
@@ -106,7 +107,7 @@ func (r *roles) publish(ctx context.Context, dir string, m model) error {
 		}
 	}
 	for {
-		call, stop, err := overGRPC(r.rpc, m, 1)
+		call, stop, err := overGRPC(r.rpc, m)
 		if err != nil {
 			return err
 		}

@@ -105,7 +105,7 @@ func TestDevice_EveryRequestGetsItsOwnRows(t *testing.T) {
 			var wg sync.WaitGroup
 			for worker := range 16 {
 				wg.Go(func() {
-					r := rand.New(rand.NewPCG(uint64(worker), 9)) //nolint:gosec // a test
+					r := rand.New(rand.NewPCG(uint64(worker), 9))
 					for range 200 {
 						tag, rows, width := byte(r.IntN(256)), 1+r.Int64N(10), 1+r.Int64N(3)
 						ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

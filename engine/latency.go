@@ -22,7 +22,7 @@ type estimate struct {
 	runs                  int
 }
 
-func sizeOf(rows int64) int { return min(bits.Len64(uint64(max(rows, 1)-1)), 16) } //nolint:gosec // not negative
+func sizeOf(rows int64) int { return min(bits.Len64(uint64(max(rows, 1)-1)), 16) }
 
 // seed takes measured latencies as if they had been observed.
 func (l *latency) seed(measured []registry.BatchLatency) {

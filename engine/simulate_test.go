@@ -16,7 +16,7 @@ import (
 
 // poisson makes a trace of single rows at a rate per second.
 func poisson(seed uint64, rate float64, length, deadline time.Duration) []engine.Arrival {
-	r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test
+	r := rand.New(rand.NewPCG(seed, 1))
 	var out []engine.Arrival
 	for at := 0.0; at < length.Seconds(); at += r.ExpFloat64() / rate {
 		out = append(out, engine.Arrival{At: time.Duration(at * 1e9), Rows: 1, Deadline: deadline})
@@ -24,23 +24,23 @@ func poisson(seed uint64, rate float64, length, deadline time.Duration) []engine
 	return out
 }
 
-// affineCost is a run of fixed + rows*per, with a log-normal noise of 10 %.
-func affineCost(seed uint64, fixed, per time.Duration) func(int64) time.Duration {
-	r := rand.New(rand.NewPCG(seed, 2)) //nolint:gosec // a test
+// affineCost is a run of fixed + 1 ms a row, with a log-normal noise of 10 %.
+func affineCost(seed uint64, fixed time.Duration) func(int64) time.Duration {
+	r := rand.New(rand.NewPCG(seed, 2))
 	return func(rows int64) time.Duration {
-		return time.Duration(float64(fixed+time.Duration(rows)*per) * math.Exp(0.1*r.NormFloat64()))
+		return time.Duration(float64(fixed+time.Duration(rows)*time.Millisecond) * math.Exp(0.1*r.NormFloat64()))
 	}
 }
 
 func goodput(policy engine.Policy, delay time.Duration, load float64) (float64, engine.SimulatedModelResult) {
-	const fixed, per, most = 5 * time.Millisecond, time.Millisecond, 32 // saturated at 32 rows in 37 ms: 865 rows a second
+	const fixed, most = 5 * time.Millisecond, 32 // saturated at 32 rows in 37 ms: 865 rows a second
 	const saturated = most / (0.005 + most*0.001)
 	const length = 60 * time.Second
 	out := engine.Simulate(engine.Simulation{
 		Threads: 1, Trace: poisson(7, load*saturated, length, 50*time.Millisecond),
 		Models: []engine.SimulatedModel{{
 			Batch: engine.BatchConfig{Policy: policy, MaxRows: most, MaxDelay: delay, QueueRows: 4096, Runners: 1, Threads: 1},
-			Run:   affineCost(7, fixed, per),
+			Run:   affineCost(7, fixed),
 		}},
 	})
 	return float64(out[0].InTime) / length.Seconds(), out[0]
@@ -78,7 +78,7 @@ func TestSimulate_SharesADeviceByWeight(t *testing.T) {
 	model := func(weight float64, fixed time.Duration) engine.SimulatedModel {
 		return engine.SimulatedModel{
 			Batch: engine.BatchConfig{Policy: engine.DeadlinePolicy{}, MaxRows: 8, QueueRows: 4096, Runners: 1, Threads: 1, Weight: weight},
-			Run:   affineCost(3, fixed, time.Millisecond),
+			Run:   affineCost(3, fixed),
 		}
 	}
 	out := engine.Simulate(engine.Simulation{Threads: 1, Trace: trace, Models: []engine.SimulatedModel{
@@ -95,7 +95,7 @@ func TestSimulate_StarvesNobody(t *testing.T) {
 	t.Parallel()
 	var trace []engine.Arrival
 	for priority, rate := range map[int]float64{1: 900, 8: 20} {
-		for _, a := range poisson(uint64(priority), rate, 20*time.Second, 5*time.Second) { //nolint:gosec // positive
+		for _, a := range poisson(uint64(priority), rate, 20*time.Second, 5*time.Second) {
 			a.Priority = priority
 			a.Shape = strconv.Itoa(priority) // never in one batch
 			trace = append(trace, a)
@@ -106,12 +106,12 @@ func TestSimulate_StarvesNobody(t *testing.T) {
 	})
 	in := engine.Simulation{Threads: 1, Trace: trace, Models: []engine.SimulatedModel{{
 		Batch: engine.BatchConfig{Policy: engine.DeadlinePolicy{}, MaxRows: 8, QueueRows: 100_000, Runners: 1, Threads: 1},
-		Run:   affineCost(5, time.Millisecond, time.Millisecond),
+		Run:   affineCost(5, time.Millisecond),
 	}}}
 	out := engine.Simulate(in)[0]
 	require.GreaterOrEqual(t, out.InTime, out.Requests*80/100)
 	require.Equal(t, out, engine.Simulate(engine.Simulation{Threads: 1, Trace: trace, Models: []engine.SimulatedModel{{
-		Batch: in.Models[0].Batch, Run: affineCost(5, time.Millisecond, time.Millisecond),
+		Batch: in.Models[0].Batch, Run: affineCost(5, time.Millisecond),
 	}}})[0], "the same simulation gives the same result")
 	low := 0
 	for _, a := range trace {

@@ -91,10 +91,11 @@ type entry struct {
 // runsAtOnce bounds the runs on devices other than the CPU, over all models: their threads only wait.
 const runsAtOnce = 64
 
-func newCache(ctx context.Context, c Config, runtime engine.Runtime, objects registry.Objects, log *slog.Logger, m *metrics, changed func()) *cache {
+// newCache makes a cache that loads nothing before it is told what to hold.
+func newCache(ctx context.Context, c Config, runtime engine.Runtime, objects registry.Objects, log *slog.Logger) *cache {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	return &cache{
-		runtime: runtime, objects: objects, dir: c.CacheDir, log: log, changed: changed, metrics: m,
+		runtime: runtime, objects: objects, dir: c.CacheDir, log: log, changed: func() {},
 		cpu: engine.NewDevice(c.Threads), other: engine.NewDevice(runsAtOnce), memory: memory{budget: c.MemoryBudget, resident: residentBytes},
 		wishes: map[string][]held{}, entries: map[key]*entry{}, evicted: map[key]bool{}, ctx: ctx, stop: stop,
 	}

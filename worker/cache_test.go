@@ -41,14 +41,15 @@ type bench struct {
 	metrics *prometheus.Registry
 }
 
-func newBench(t testing.TB, budget int64) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	runtime, err := onnx.Start(testenv.OnnxRuntime(t))
 	require.NoError(t, err)
 	objects, err := artifact.OpenDir(t.TempDir())
 	require.NoError(t, err)
 	b := &bench{t: t, objects: objects, metrics: prometheus.NewRegistry()}
-	b.cache = newCache(t.Context(), Config{CacheDir: t.TempDir(), Threads: 2, MemoryBudget: budget}, runtime, objects, slog.New(slog.DiscardHandler), newMetrics(b.metrics), func() {})
+	b.cache = newCache(t.Context(), Config{CacheDir: t.TempDir(), Threads: 2}, runtime, objects, slog.New(slog.DiscardHandler))
+	b.cache.metrics = newMetrics(b.metrics)
 	b.metrics.MustRegister(&collector{b.cache, func() []registry.Device { return nil }})
 	b.service = &service{cache: b.cache, timeout: 10 * time.Second, ready: func() bool { return true }, trace: telemetry.NewTracer("test")}
 	t.Cleanup(func() {
@@ -116,7 +117,7 @@ func (b *bench) await(want string) {
 // answered by the version it asked for.
 func TestCache_SwapsUnderLoad(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, 0)
+	b := newBench(t)
 	config := func(n int) func(*registry.ServingConfig) {
 		return func(c *registry.ServingConfig) {
 			c.MaxBatch, c.WorkerLabels = 1+n, map[string]string{"n": strconv.Itoa(n)}
@@ -157,7 +158,7 @@ func TestCache_SwapsUnderLoad(t *testing.T) {
 // and when only leased versions are left, the one that does not fit says so while the others go on.
 func TestCache_EvictsWithinItsBudget(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, 0)
+	b := newBench(t)
 	const each = 100 << 20
 	b.cache.memory.budget = 3 * each
 	b.cache.memory.known = map[string]int64{}
@@ -219,7 +220,7 @@ func TestCache_EvictsWithinItsBudget(t *testing.T) {
 // A version that loads slowly blocks no other; requests for it wait until their deadline.
 func TestCache_LoadingOneBlocksNoOther(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, 0)
+	b := newBench(t)
 	gone := b.version("gone", 1, 77, nil)
 	require.NoError(t, b.objects.Delete(t.Context(), registry.BlobKey(gone.manifest.Files[0].SHA256)))
 	b.cache.hold("s", []held{gone, b.version("here", 1, 0, nil)})
@@ -236,7 +237,7 @@ func TestCache_LoadingOneBlocksNoOther(t *testing.T) {
 // What the metrics say adds up with what happened, under our names and under Triton's.
 func TestMetrics_AddUp(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, 0)
+	b := newBench(t)
 	b.cache.hold("s", []held{b.version("m", 1, 0, nil)})
 	for range 7 {
 		_, err := b.ask(t.Context(), "m", 1)
@@ -282,7 +283,7 @@ func (keeping) Shutdown(context.Context) error { return nil }
 func TestTrace_FollowsTheCaller(t *testing.T) {
 	exporter := keeping{tracetest.NewInMemoryExporter()}
 	stop := telemetry.StartWith(exporter, "test")
-	b := newBench(t, 0)
+	b := newBench(t)
 	b.cache.hold("s", []held{b.version("m", 1, 0, nil)})
 	const parent = "4bf92f3577b34da6a3ce929d0e0e4736"
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("traceparent", "00-"+parent+"-00f067aa0ba902b7-01"))
@@ -300,7 +301,7 @@ func TestTrace_FollowsTheCaller(t *testing.T) {
 // Files of a version that is dropped go; those that another version shares stay.
 func TestCache_DropsFiles(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, 0)
+	b := newBench(t)
 	h := b.version("m", 1, 0, nil)
 	b.cache.hold("s", []held{h})
 	b.await("m:1 READY")

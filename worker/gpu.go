@@ -101,7 +101,7 @@ func readGPU(d nvml.Device, kind string) (registry.Device, bool) {
 	if e, r := d.GetTotalEnergyConsumption(); r == nvml.SUCCESS {
 		device.EnergyJoules = float64(e) / 1000
 	}
-	if t, r := d.GetTemperature(nvml.TEMPERATURE_GPU); r == nvml.SUCCESS { //nolint:staticcheck // its successor is missing in older drivers
+	if t, r := d.GetTemperature(nvml.TEMPERATURE_GPU); r == nvml.SUCCESS {
 		device.Celsius = float64(t)
 	}
 	processes, r := d.GetComputeRunningProcesses()

@@ -259,7 +259,7 @@ func statistics(l loaded) *inference.ModelStatistics {
 		},
 	}
 	if !st.Last.IsZero() {
-		out.LastInference = uint64(st.Last.UnixMilli()) //nolint:gosec // after 1970
+		out.LastInference = uint64(st.Last.UnixMilli())
 	}
 	for _, rows := range slices.Sorted(maps.Keys(st.Batches)) {
 		b := st.Batches[rows]
@@ -268,7 +268,7 @@ func statistics(l loaded) *inference.ModelStatistics {
 		})
 	}
 	if st.Memory > 0 {
-		out.MemoryUsage = append(out.MemoryUsage, &inference.MemoryUsage{Type: "CPU", ByteSize: uint64(st.Memory)}) //nolint:gosec // not negative
+		out.MemoryUsage = append(out.MemoryUsage, &inference.MemoryUsage{Type: "CPU", ByteSize: uint64(st.Memory)})
 	}
 	return out
 }

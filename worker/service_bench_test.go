@@ -12,7 +12,7 @@ import (
 
 // BenchmarkService is one request through the worker's service without the network: decode, queue, run, encode.
 func BenchmarkService(b *testing.B) {
-	bench := newBench(b, 0)
+	bench := newBench(b)
 	bench.cache.hold("s", []held{bench.version("m", 1, 0, nil)})
 	_, err := bench.ask(b.Context(), "m", 1)
 	require.NoError(b, err)
@@ -26,7 +26,7 @@ func BenchmarkService(b *testing.B) {
 
 // BenchmarkService_Shed is a request that is refused because it cannot be in time.
 func BenchmarkService_Shed(b *testing.B) {
-	bench := newBench(b, 0)
+	bench := newBench(b)
 	bench.cache.hold("s", []held{bench.version("m", 1, 0, nil)})
 	_, err := bench.ask(b.Context(), "m", 1)
 	require.NoError(b, err)

@@ -126,7 +126,8 @@ func New(ctx context.Context, c Config, models engine.Runtime, objects registry.
 	if !c.NoMetrics {
 		m = newMetrics(w.metrics)
 	}
-	w.cache = newCache(ctx, c, models, objects, log, m, w.ring)
+	w.cache = newCache(ctx, c, models, objects, log)
+	w.cache.metrics, w.cache.changed = m, w.ring
 	w.metrics.MustRegister(&collector{w.cache, w.devices}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	w.service = &service{cache: w.cache, timeout: c.Timeout, trace: telemetry.NewTracer("orrery/worker"), ready: func() bool { return w.held.Load() && !w.leaving.Load() }}
 	var listen net.ListenConfig

@@ -186,7 +186,7 @@ func (f *frame) set(c *C.orrery_tensor, t engine.Tensor) {
 	if c.data != nil {
 		f.pins.Pin(c.data)
 	}
-	c.bytes, c._type, c.rank = C.size_t(len(t.Data)), elementTypes[t.Datatype], C.int32_t(len(t.Shape)) //nolint:gosec // at most 16
+	c.bytes, c._type, c.rank = C.size_t(len(t.Data)), elementTypes[t.Datatype], C.int32_t(len(t.Shape))
 	for d, n := range t.Shape {
 		c.dims[d] = C.int64_t(n)
 	}
@@ -222,7 +222,7 @@ func (f *frame) output(i int, t *engine.Tensor) error {
 		return fault(C.orrery_frame_strings(f.c, C.int(i), dataOf(*t), c.bytes))
 	}
 	size, _ := t.Datatype.Size()
-	n := uint64(c.bytes) * uint64(size) //nolint:gosec // sizes are small
+	n := uint64(c.bytes) * uint64(size)
 	if n > math.MaxInt32 {
 		return fmt.Errorf("%d bytes are more than one answer can hold", n)
 	}

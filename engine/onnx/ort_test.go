@@ -37,7 +37,7 @@ func TestPlaces_AreThoseOfTheHeader(t *testing.T) {
 	body = regexp.MustCompile(`(?s)/\*.*?\*/|//[^\n]*`).ReplaceAllString(body, "")
 	member := regexp.MustCompile(`ORT_API2_STATUS\((\w+)|ORT_CLASS_RELEASE\((\w+)\)|ORT_API_T\([^,]*,\s*(\w+)|\(\s*(?:ORT_API_CALL)?\s*\*\s*(\w+)\)`)
 	places := map[string]int{}
-	for _, declaration := range strings.Split(body, ";") {
+	for declaration := range strings.SplitSeq(body, ";") {
 		m := member.FindStringSubmatch(declaration)
 		if m == nil {
 			continue
@@ -107,13 +107,13 @@ func random(d registry.Datatype, shape []int64) []byte {
 	size, _ := d.Size()
 	out := make([]byte, int(n)*size)
 	for i := range out {
-		out[i] = byte(rand.IntN(2)) //nolint:gosec // a test; 0 and 1 are legal for BOOL too
+		out[i] = byte(rand.IntN(2))
 	}
 	if d == registry.Bytes {
 		for range n {
-			element := make([]byte, rand.IntN(300)) //nolint:gosec // a test
+			element := make([]byte, rand.IntN(300))
 			for i := range element {
-				element[i] = byte(rand.IntN(256)) //nolint:gosec // a test
+				element[i] = byte(rand.IntN(256))
 			}
 			out = append(out, byte(len(element)), byte(len(element)>>8), 0, 0)
 			out = append(out, element...)
@@ -133,10 +133,10 @@ func TestSession_AgreesWithAnotherBinding(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, other.Destroy()) }()
 	for range 20 {
-		rows := int64(1 + rand.IntN(50)) //nolint:gosec // a test
+		rows := int64(1 + rand.IntN(50))
 		values := make([]float32, 2*rows)
 		for i := range values {
-			values[i] = rand.Float32() //nolint:gosec // a test
+			values[i] = rand.Float32()
 		}
 		x, err := ort.NewTensor(ort.NewShape(rows, 2), values)
 		require.NoError(t, err)

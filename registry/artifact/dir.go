@@ -71,7 +71,7 @@ func (d *Dir) free() (int64, bool) {
 	}
 	defer func() { _ = f.Close() }() // opened for reading
 	var s syscall.Statfs_t
-	if err := syscall.Fstatfs(int(f.Fd()), &s); err != nil { //nolint:gosec // file descriptors are small
+	if err := syscall.Fstatfs(int(f.Fd()), &s); err != nil {
 		return 0, false
 	}
 	return int64(s.Bavail) * int64(s.Bsize), true //nolint:gosec,unconvert // the types differ between systems; far below 2^63

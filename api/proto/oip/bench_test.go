@@ -2,6 +2,7 @@ package oip
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -11,7 +12,7 @@ import (
 // BenchmarkDecodeJSON reads a request of many numbers.
 func BenchmarkDecodeJSON(b *testing.B) {
 	for _, n := range []int{10, 110_592} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			numbers := strings.Repeat("-0.12345678,1.5,", n/2)
 			body := []byte(fmt.Sprintf(`{"inputs":[{"name":"x","datatype":"FP32","shape":[1,%d],"data":[%s]}]}`, n, strings.TrimSuffix(numbers, ",")))
 			b.SetBytes(int64(len(body)))

@@ -34,7 +34,7 @@ func checkDecoded(t *testing.T, r *inference.ModelInferRequest) {
 		n, err := Elements(in.GetShape())
 		require.NoError(t, err)
 		if size := sizes[in.GetDatatype()]; size > 0 {
-			require.EqualValues(t, n*int64(size), len(raws[i]))
+			require.Len(t, raws[i], int(n)*size)
 			continue
 		}
 		require.Len(t, SplitBytes(raws[i]), int(n))
@@ -55,7 +55,9 @@ func FuzzREST(f *testing.F) {
 		{`{"inputs":[{"name":"x","shape":[],"datatype":"INT64","data":9223372036854775807}]}`, ""},
 		{`{"inputs":[{"name":"x","shape":[0],"datatype":"BOOL","data":[]}]}`, ""},
 		{`{"inputs":[{"name":"x","shape":[1],"datatype":"UINT8","data":[256]}]}`, ""},
-		{"{}", "-5"}, {"{}", "99999999999999999999"}, {"", ""},
+		{"{}", "-5"},
+		{"{}", "99999999999999999999"},
+		{"", ""},
 	} {
 		f.Add([]byte(seed.body), seed.length)
 	}
@@ -120,7 +122,7 @@ func FuzzBytes(f *testing.F) {
 
 // FuzzJSONNumbers holds the writer of JSON against its reader: what is written is read back bit for bit.
 func FuzzJSONNumbers(f *testing.F) {
-	f.Add(uint64(math.Float64bits(0.1)))
+	f.Add(math.Float64bits(0.1))
 	f.Add(uint64(1 << 63))
 	f.Add(uint64(math.MaxUint64))
 	f.Fuzz(func(t *testing.T, bits uint64) {
@@ -182,7 +184,7 @@ func TestHandler_CutsBodiesAtTheLimit(t *testing.T) {
 		"half a tensor": {[]byte(`{"inputs":[{"name":"x","shape":[2],"datatype":"FP32","data":[1]}]}`), "", http.StatusBadRequest},
 	} {
 		service := &bomb{}
-		r := httptest.NewRequest(http.MethodPost, "/v2/models/m/infer", bytes.NewReader(c.body))
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v2/models/m/infer", bytes.NewReader(c.body))
 		r.Header.Set("Content-Encoding", c.encoding)
 		w := httptest.NewRecorder()
 		Handler(service, 1<<20).ServeHTTP(w, r)
