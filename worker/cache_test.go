@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -200,9 +201,10 @@ func TestCache_EvictsWithinItsBudget(t *testing.T) {
 		wish[n] = h
 	}
 	b.cache.hold("s", []held{wish[1], wish[2], wish[3], wish[4]})
-	require.Eventually(t, func() bool { return strings.Count(b.states(), "READY") == 3 && strings.Contains(b.states(), "COLD") }, 20*time.Second, 5*time.Millisecond)
+	refused := func(v registry.LoadedVersion) bool { return v.State == registry.Cold && v.Error != "" }
+	require.Eventually(t, func() bool { return strings.Count(b.states(), "READY") == 3 && slices.ContainsFunc(b.cache.list(), refused) }, 20*time.Second, 5*time.Millisecond)
 	for _, v := range b.cache.list() {
-		if v.State == registry.Cold {
+		if refused(v) {
 			require.Contains(t, v.Error, "routes or runs hold the rest")
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			_, err := b.ask(ctx, "m", v.Version)
