@@ -346,13 +346,13 @@ func (b *benchmark) metrics(ctx context.Context) error {
 	defer off.stop()
 	m := b.model("tiny")
 	var with, without []time.Duration // per request, so that the median is of the same kind
-	for range 7 {
+	for range 21 {
 		for _, r := range []*roles{on, off} {
 			call, stop, err := overGRPC(r.workerRPC, m)
 			if err != nil {
 				return err
 			}
-			got := closedLoop(ctx, call, 16, b.length/8, b.length/2)
+			got := closedLoop(ctx, call, 16, b.length/16, b.length/4)
 			stop()
 			each := time.Duration(float64(time.Second) / got.rate())
 			if r == on {
@@ -362,7 +362,7 @@ func (b *benchmark) metrics(ctx context.Context) error {
 			}
 		}
 	}
-	b.printf("## Metrics on and off: tiny model, worker over gRPC, 16 callers, medians of seven turns\n\n| metrics | requests/s |\n|---|---|\n| on | %.0f |\n| off | %.0f |\n| on / off | %.3f |\n\n",
+	b.printf("## Metrics on and off: tiny model, worker over gRPC, 16 callers, medians of 21 turns\n\n| metrics | requests/s |\n|---|---|\n| on | %.0f |\n| off | %.0f |\n| on / off | %.3f |\n\n",
 		1/median(with).Seconds(), 1/median(without).Seconds(), median(without).Seconds()/median(with).Seconds())
 	return nil
 }

@@ -4,6 +4,7 @@
 #   deploy/setup.sh run     ONNX Runtime and the Temporal CLI: enough for `make demo`
 #   deploy/setup.sh test    also MinIO, PostgreSQL and the Python clients
 #   deploy/setup.sh lint    the linters and code generators
+#   deploy/setup.sh webgpu  a GPU made of software, to test providers that are not the CPU's (120 MB to fetch)
 #   deploy/setup.sh bench   the servers that the benchmark compares with
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -152,6 +153,26 @@ get_perf_analyzer() {
   chmod 755 "$tools/bin/perf_analyzer"
 }
 
+# A GPU made of software: ONNX Runtime's build with WebGPU, Debian's Vulkan loader, and Chromium's SwiftShader as its driver.
+get_webgpu() {
+  [ -f "$tools/webgpu/icd.json" ] && return
+  [ "$platform" = linux-x86_64 ] && has npm && has apt-get && has dpkg || { say "no npm or no Debian packages: tests of providers that are not the CPU's will be skipped"; return 0; }
+  say "ONNX Runtime $ORT with WebGPU from its npm package, SwiftShader from Debian's Chromium"
+  if ! (
+    cd "$scratch" && npm pack --silent "onnxruntime-node@$ORT" >/dev/null && tar xzf onnxruntime-node-*.tgz &&
+      { apt-get download -qq libvulkan1 chromium-common || { apt-get update -qq && apt-get download -qq libvulkan1 chromium-common; }; }
+  ) >"$scratch/webgpu.log" 2>&1; then
+    say "not to be had ($(tail -n 1 "$scratch/webgpu.log")); tests of providers that are not the CPU's will be skipped"
+    return 0
+  fi
+  check "$scratch/package/bin/napi-v6/linux/x64/libonnxruntime.so.1" "ort-npm-$platform"
+  for d in "$scratch"/libvulkan1_*.deb "$scratch"/chromium-common_*.deb; do dpkg -x "$d" "$scratch/webgpu"; done
+  mkdir -p "$tools/webgpu"
+  cp "$scratch/package/bin/napi-v6/linux/x64/libonnxruntime.so.1" "$tools/webgpu/"
+  cp "$scratch"/webgpu/usr/lib/x86_64-linux-gnu/libvulkan.so.1* "$scratch"/webgpu/usr/lib/chromium/libvk_swiftshader.so "$tools/webgpu/"
+  printf '{"file_format_version":"1.0.0","ICD":{"library_path":"%s","api_version":"1.0.5"}}\n' "$tools/webgpu/libvk_swiftshader.so" >"$tools/webgpu/icd.json"
+}
+
 # The servers the benchmark compares with, each in an environment of its own. One that does not install is left out.
 get_peers() {
   [ -n "$python" ] || { say "no pip: the benchmark compares with no other server"; return 0; }
@@ -190,6 +211,7 @@ case ${1:-run} in
   run) get_onnxruntime; get_temporal ;;
   test) get_onnxruntime; get_temporal; get_minio; get_postgres; get_clients; get_perf_analyzer ;;
   lint) get_linters ;;
+  webgpu) get_webgpu ;;
   bench) get_peers ;;
-  *) die "usage: deploy/setup.sh run|test|lint|bench" ;;
+  *) die "usage: deploy/setup.sh run|test|lint|webgpu|bench" ;;
 esac

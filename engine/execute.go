@@ -43,7 +43,7 @@ func (d *Device) execute(b *batch) []*batch {
 	ready := d.dispatch(nil)
 	d.drained(b.queue)
 	d.mu.Unlock()
-	m.counters.ran(b, timing, err)
+	m.ran(b, timing, err)
 	if alone {
 		d.spawn(ready)
 		d.isolate(b, t3)
@@ -59,6 +59,14 @@ func (d *Device) execute(b *batch) []*batch {
 		r.call.answer(mine, err, t)
 	}
 	return ready
+}
+
+// ran counts a run.
+func (m *Model) ran(b *batch, t Timing, err error) {
+	m.counters.ran(b, t, err)
+	if err == nil && m.onRun != nil {
+		m.onRun(b.rows, t.Infer)
+	}
 }
 
 // shared returns the context of a run that several requests wait for: it ends when the last of them has given up.
@@ -85,7 +93,7 @@ func (d *Device) isolate(b *batch, began instant) {
 		outputs, err := c.model.session.Run(c.ctx, c.inputs)
 		t := Timing{Queue: began - r.arrived, Infer: d.now() - at, Rows: r.rows}
 		one := &batch{queue: b.queue, requests: []*request{r}, rows: r.rows}
-		c.model.counters.ran(one, t, err)
+		c.model.ran(one, t, err)
 		c.answer(outputs, err, t)
 	}
 }

@@ -19,6 +19,7 @@ type Model struct {
 	fixedShape bool // requests differ in their rows alone
 	cache      *cache
 	counters   counters
+	onRun      func(rows int64, took time.Duration)
 }
 
 // defaultQueueBytes bounds the inputs that wait where the serving config does not.
@@ -51,6 +52,9 @@ func NewModel(d *Device, s Session, c registry.ServingConfig, measured []registr
 	m.queue.latency.seed(measured)
 	return m
 }
+
+// OnRun sets what is told of every run that succeeds. It is called before the first Infer, if at all.
+func (m *Model) OnRun(f func(rows int64, took time.Duration)) { m.onRun = f }
 
 // Signature returns the model's signature.
 func (m *Model) Signature() registry.Signature { return m.session.Signature() }

@@ -231,9 +231,13 @@ func (c *cache) load(ctx context.Context, e *entry) error {
 		device = c.other
 	}
 	model := engine.NewModel(device, session, e.config, measured)
+	seen := c.metrics.observer(e.key)
+	if seen != nil {
+		model.OnRun(seen.ran)
+	}
 	c.mu.Lock()
 	e.model, e.provider, e.memory, e.state = model, session.Provider(), max(residentBytes()-before, 0), registry.Loaded
-	e.observer, e.took = c.metrics.observer(e.key), time.Since(began)
+	e.observer, e.took = seen, time.Since(began)
 	close(e.ready)
 	if old := c.entries[e.key]; old != e {
 		c.entries[e.key] = e

@@ -31,9 +31,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: times("orrery_worker_request_seconds", "Requests that were answered, from arrival to answer."),
 		queue:    times("orrery_worker_queue_seconds", "Time that answered requests waited for their batch."),
-		runs:     times("orrery_worker_run_seconds", "Runs of the model that answered requests were part of."),
+		runs:     times("orrery_worker_run_seconds", "Runs of the model."),
 		batch: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "orrery_worker_batch_rows", Help: "Rows of the batch an answered request was part of.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
+			Name: "orrery_worker_batch_rows", Help: "Rows of each run of the model.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
 		}, versionLabels),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "orrery_worker_failures_total", Help: "Requests that failed, by the error's code.",
@@ -70,10 +70,14 @@ func (o *observer) ended(t engine.Timing, took time.Duration, err error) {
 		o.requests.Observe(took.Seconds())
 		if !t.CacheHit {
 			o.queue.Observe(t.Queue.Seconds())
-			o.runs.Observe(t.Infer.Seconds())
-			o.batch.Observe(float64(t.Rows))
 		}
 	}
+}
+
+// ran is told of every run, which is cheaper than of every request in it.
+func (o *observer) ran(rows int64, took time.Duration) {
+	o.runs.Observe(took.Seconds())
+	o.batch.Observe(float64(rows))
 }
 
 // collector reads what the engine counts when somebody looks.

@@ -39,3 +39,18 @@ func BenchmarkService_Shed(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkService_NoMetrics is BenchmarkService without Prometheus, for the difference.
+func BenchmarkService_NoMetrics(b *testing.B) {
+	bench := newBench(b)
+	bench.cache.metrics = nil
+	bench.cache.hold("s", []held{bench.version("m", 1, 0, nil)})
+	_, err := bench.ask(b.Context(), "m", 1)
+	require.NoError(b, err)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := bench.ask(b.Context(), "m", 1); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

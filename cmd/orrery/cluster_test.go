@@ -67,8 +67,8 @@ type node struct {
 
 func (n *node) url() string { return "http://" + n.http }
 
-// newCluster starts a cluster and waits until it is ready.
-func newCluster(t *testing.T, servers, workers int) *cluster {
+// newCluster starts a cluster, with env added to the environment of its roles, and waits until it is ready.
+func newCluster(t *testing.T, servers, workers int, env ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t}
 	_ = t.TempDir() // registers its removal before the kill, so that it happens after it
@@ -87,6 +87,7 @@ func newCluster(t *testing.T, servers, workers int) *cluster {
 		"ORRERY_STORE_ACCESS_KEY=" + minio.Access, "ORRERY_STORE_SECRET_KEY=" + minio.Secret, "ORRERY_TEMPORAL=" + c.temporal.Address,
 		"ORRERY_JOIN_TOKEN=" + joinToken, "ORRERY_ADMIN_KEY=" + adminKey, "ORRERY_ONNXRUNTIME_LIB=" + testenv.OnnxRuntime(t),
 	}
+	c.env = append(c.env, env...)
 	var attach []string
 	for i := range servers {
 		n := c.node("server", fmt.Sprintf("server-%d", i), "--dev-open", "--state-dir", t.TempDir())

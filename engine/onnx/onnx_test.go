@@ -204,3 +204,25 @@ func TestRuntime_RefusesFilesThatAreNoModel(t *testing.T) {
 	_, err = runtime.Open(path, registry.Signature{}, engine.Options{Provider: "cuda"})
 	require.Equal(t, registry.Unsupported, registry.CodeOf(err))
 }
+
+// A model that answers another shape than it declared is reported, not hidden.
+func TestSession_ReportsAShapeThatWasNotDeclared(t *testing.T) {
+	s := open(t, onnxfile.Model{
+		Name: "liar", Opset: 17,
+		Inputs:  []onnxfile.Value{{Name: "x", Type: onnxfile.Float, Shape: []int64{-1, 1}}, {Name: "s", Type: onnxfile.Int64, Shape: []int64{2}}},
+		Outputs: []onnxfile.Value{{Name: "y", Type: onnxfile.Float, Shape: []int64{-1, 2}}},
+		Nodes:   []onnxfile.Node{{Op: "Expand", Inputs: []string{"x", "s"}, Outputs: []string{"y"}}},
+	})
+	ask := func(width byte) error {
+		_, err := s.Run(t.Context(), []engine.Tensor{
+			{Name: "x", Datatype: registry.FP32, Shape: []int64{1, 1}, Data: make([]byte, 4)},
+			{Name: "s", Datatype: registry.Int64, Shape: []int64{2}, Data: []byte{1, 0, 0, 0, 0, 0, 0, 0, width, 0, 0, 0, 0, 0, 0, 0}},
+		})
+		return err
+	}
+	require.NoError(t, ask(2))
+	err := ask(3)
+	require.ErrorContains(t, err, "declares output")
+	require.Equal(t, registry.Internal, registry.CodeOf(err))
+	require.NoError(t, s.Close())
+}
