@@ -61,8 +61,9 @@ func (d *Device) dispatch(ready []*batch) []*batch {
 	for {
 		b, wake := d.s.next(now)
 		for _, r := range d.s.expired {
+			q := r.queue // once answered, the request is its caller's again
 			r.call.answer(nil, errLate, Timing{Queue: now - r.arrived})
-			d.drained(r.queue)
+			d.drained(q)
 		}
 		clear(d.s.expired)
 		d.s.expired = d.s.expired[:0]

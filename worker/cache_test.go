@@ -202,7 +202,9 @@ func TestCache_EvictsWithinItsBudget(t *testing.T) {
 	}
 	b.cache.hold("s", []held{wish[1], wish[2], wish[3], wish[4]})
 	refused := func(v registry.LoadedVersion) bool { return v.State == registry.Cold && v.Error != "" }
-	require.Eventually(t, func() bool { return strings.Count(b.states(), "READY") == 3 && slices.ContainsFunc(b.cache.list(), refused) }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return strings.Count(b.states(), "READY") == 3 && slices.ContainsFunc(b.cache.list(), refused)
+	}, 20*time.Second, 5*time.Millisecond)
 	for _, v := range b.cache.list() {
 		if refused(v) {
 			require.Contains(t, v.Error, "routes or runs hold the rest")

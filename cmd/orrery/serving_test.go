@@ -44,14 +44,14 @@ func (c *cluster) configure(model, change string) {
 	require.NoError(c.t, err)
 }
 
-// states lists where a model's versions are in the workers.
-func (c *cluster) states(model string) string {
+// states lists where the versions of the model m are in the workers.
+func (c *cluster) states() string {
 	leases, err := decode[[]client.Lease](c.api(0).ListLeases(c.t.Context()))
 	require.NoError(c.t, err)
 	var out []string
 	for _, l := range leases {
 		for _, v := range l.Worker.Loaded {
-			if v.Model == model && l.Live {
+			if v.Model == "m" && l.Live {
 				out = append(out, fmt.Sprintf("%s:%d %s", l.Node, v.Version, v.State))
 			}
 		}
@@ -66,7 +66,7 @@ func TestWorker_LeavesWithoutAFailedRequest(t *testing.T) {
 	c := newCluster(t, 1, 2)
 	c.model("m", 1)
 	c.allAtOnce("m")
-	require.Eventually(t, func() bool { return strings.Count(c.states("m"), "READY") == 2 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(c.states(), "READY") == 2 }, 20*time.Second, 50*time.Millisecond)
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var asked atomic.Int64
@@ -85,7 +85,7 @@ func TestWorker_LeavesWithoutAFailedRequest(t *testing.T) {
 		time.Sleep(300 * time.Millisecond)
 		require.NoError(t, c.workers[0].Interrupt(), "it stops by itself: %s", c.workers[0].Log())
 		require.NoError(t, c.workers[0].Start())
-		require.Eventually(t, func() bool { return strings.Count(c.states("m"), "READY") == 2 }, 20*time.Second, 50*time.Millisecond)
+		require.Eventually(t, func() bool { return strings.Count(c.states(), "READY") == 2 }, 20*time.Second, 50*time.Millisecond)
 	}
 	stop()
 	wg.Wait()
@@ -101,7 +101,7 @@ func TestVersion_LoadsOnDemandAndUnloadsWhenIdle(t *testing.T) {
 	c.model("m", 2)
 	c.allAtOnce("m")
 	c.configure("m", `{"keep_alive_s":1}`)
-	require.Eventually(t, func() bool { return c.states("m") == "worker-0:1 READY" }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return c.states() == "worker-0:1 READY" }, 20*time.Second, 50*time.Millisecond)
 	for range 2 {
 		status, version, body := c.ask("m/versions/2")
 		require.Equal(t, http.StatusOK, status, body)
@@ -111,8 +111,8 @@ func TestVersion_LoadsOnDemandAndUnloadsWhenIdle(t *testing.T) {
 			status, _, body := c.ask("m/versions/2")
 			require.Equal(t, http.StatusOK, status, body)
 		}
-		require.Contains(t, c.states("m"), "worker-0:2 READY")
-		require.Eventually(t, func() bool { return c.states("m") == "worker-0:1 READY" }, 30*time.Second, 100*time.Millisecond, "idle, it goes")
+		require.Contains(t, c.states(), "worker-0:2 READY")
+		require.Eventually(t, func() bool { return c.states() == "worker-0:1 READY" }, 30*time.Second, 100*time.Millisecond, "idle, it goes")
 	}
 }
 
@@ -125,9 +125,9 @@ func TestModel_GoesWhereItsLabelsSay(t *testing.T) {
 	require.NoError(t, special.Start())
 	c.model("m", 1)
 	c.allAtOnce("m")
-	require.Eventually(t, func() bool { return strings.Count(c.states("m"), "READY") == 2 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(c.states(), "READY") == 2 }, 20*time.Second, 50*time.Millisecond)
 	c.configure("m", `{"worker_labels":{"zone":"b"}}`)
-	require.Eventually(t, func() bool { return c.states("m") == "special:1 READY" }, 20*time.Second, 50*time.Millisecond, "now %s", c.states("m"))
+	require.Eventually(t, func() bool { return c.states() == "special:1 READY" }, 20*time.Second, 50*time.Millisecond, "now %s", c.states())
 	status, _, body := c.ask("m")
 	require.Equal(t, http.StatusOK, status, body)
 }

@@ -200,14 +200,14 @@ void orrery_frame_free(orrery_frame *f) {
 // view makes a value of the caller's memory.
 static char *view(orrery_tensor *t, void **value) {
 	static char nothing[1]; // a tensor without elements still wants a pointer
-	void *data = t->data == NULL ? nothing : t->data;
+	void *data = t->data == 0 ? nothing : (void *)t->data;
 	return message(CALL(CreateTensorWithDataAsOrtValue, void *, void *, size_t, const int64_t *, size_t, int, void **)(cpu, data, t->bytes, t->dims, t->rank, t->type, value));
 }
 
 // strings makes a value of strings on the wire. Elements may hold any byte.
 static char *strings(orrery_tensor *t, void **value) {
 	char *fault = message(CALL(CreateTensorAsOrtValue, void *, const int64_t *, size_t, int, void **)(allocator, t->dims, t->rank, STRING, value));
-	const unsigned char *at = t->data, *end = at + t->bytes;
+	const unsigned char *at = (const unsigned char *)t->data, *end = at + t->bytes;
 	for (size_t i = 0; fault == NULL && at < end; i++) {
 		if (end - at < 4) return strdup("a string ends in the middle of its length");
 		size_t size = (size_t)at[0] | (size_t)at[1] << 8 | (size_t)at[2] << 16 | (size_t)at[3] << 24;
@@ -226,7 +226,7 @@ char *orrery_frame_run(orrery_frame *f, void *session) {
 	for (int i = 0; fault == NULL && i < f->inputs; i++)
 		fault = f->in[i].type == STRING ? strings(&f->in[i], &f->in_values[i]) : view(&f->in[i], &f->in_values[i]);
 	for (int i = 0; fault == NULL && i < f->outputs; i++)
-		if (f->out[i].data != NULL) fault = view(&f->out[i], &f->out_values[i]);
+		if (f->out[i].data != 0) fault = view(&f->out[i], &f->out_values[i]);
 	if (fault == NULL)
 		fault = message(CALL(Run, void *, const void *, const char *const *, void *const *, size_t, const char *const *, size_t, void **)(
 			session, f->options, f->input_names, f->in_values, f->inputs, f->output_names, f->outputs, f->out_values));
@@ -252,12 +252,19 @@ char *orrery_frame_output(orrery_frame *f, int i, orrery_tensor *out) {
 	if (fault != NULL) return fault;
 	out->type = type;
 	out->rank = (int32_t)rank;
-	out->bytes = count; // elements; the caller knows their size
-	out->data = NULL;
-	if (type != STRING) return message(CALL(GetTensorMutableData, void *, void **)(f->out_values[i], &out->data));
+	out->bytes = count;
+	out->data = 0;
+	if (type != STRING) return NULL;
 	size_t text;
 	fault = message(CALL(GetStringTensorDataLength, const void *, size_t *)(f->out_values[i], &text));
 	out->bytes = text + 4 * count;
+	return fault;
+}
+
+char *orrery_frame_copy(orrery_frame *f, int i, void *to, size_t bytes) {
+	void *from;
+	char *fault = message(CALL(GetTensorMutableData, void *, void **)(f->out_values[i], &from));
+	if (fault == NULL && bytes > 0) memcpy(to, from, bytes);
 	return fault;
 }
 

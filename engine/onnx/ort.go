@@ -179,12 +179,13 @@ func (f *frame) setInput(i int, t engine.Tensor) error {
 func (f *frame) setOutput(i int, t engine.Tensor) { f.set(&f.out[i], t) }
 
 // letAllocate leaves an output to ONNX Runtime.
-func (f *frame) letAllocate(i int) { f.out[i].data = nil }
+func (f *frame) letAllocate(i int) { f.out[i].data = 0 }
 
 func (f *frame) set(c *C.orrery_tensor, t engine.Tensor) {
-	c.data = dataOf(t)
-	if c.data != nil {
-		f.pins.Pin(c.data)
+	c.data = 0
+	if p := dataOf(t); p != nil {
+		f.pins.Pin(p)
+		c.data = C.uintptr_t(uintptr(p)) // an address: a pointer's write barrier would look at what was here before
 	}
 	c.bytes, c._type, c.rank = C.size_t(len(t.Data)), elementTypes[t.Datatype], C.int32_t(len(t.Shape))
 	for d, n := range t.Shape {
@@ -227,6 +228,5 @@ func (f *frame) output(i int, t *engine.Tensor) error {
 		return fmt.Errorf("%d bytes are more than one answer can hold", n)
 	}
 	t.Data = make([]byte, n)
-	copy(t.Data, unsafe.Slice((*byte)(c.data), n))
-	return nil
+	return fault(C.orrery_frame_copy(f.c, C.int(i), dataOf(*t), C.size_t(n)))
 }

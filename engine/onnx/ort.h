@@ -10,7 +10,7 @@ enum { ORRERY_MAX_RANK = 16 };
 
 // A tensor in memory of the caller. Strings lie as on the wire: a 4-byte little-endian length before each.
 typedef struct {
-	void *data; // an output without data is allocated by ONNX Runtime
+	uintptr_t data; // an address, not a pointer: Go must not see what an earlier run left here; 0 for an output that ONNX Runtime allocates
 	size_t bytes;
 	int32_t type; // ONNXTensorElementDataType
 	int32_t rank;
@@ -44,7 +44,8 @@ char *orrery_frame_new(int inputs, const char *const *input_names, int outputs, 
 char *orrery_frame_run(orrery_frame *frame, void *session);
 char *orrery_frame_terminate(orrery_frame *frame);
 char *orrery_frame_unterminate(orrery_frame *frame);
-char *orrery_frame_output(orrery_frame *frame, int i, orrery_tensor *out); // shape, type, size; data but for strings
+char *orrery_frame_output(orrery_frame *frame, int i, orrery_tensor *out); // shape and type; bytes are those of strings on the wire, else elements
+char *orrery_frame_copy(orrery_frame *frame, int i, void *to, size_t bytes);
 char *orrery_frame_strings(orrery_frame *frame, int i, void *wire, size_t bytes);
 void orrery_frame_clear(orrery_frame *frame);
 void orrery_frame_free(orrery_frame *frame);

@@ -3,6 +3,8 @@
 package onnx_test
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"math"
 	"math/rand/v2"
@@ -10,9 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	ort "github.com/yalue/onnxruntime_go"
@@ -201,4 +206,30 @@ func floatBytes(values []float32) []byte {
 		out = binary.LittleEndian.AppendUint32(out, math.Float32bits(v))
 	}
 	return out
+}
+
+// The collector runs all the time while sessions read and write memory that it manages.
+func TestSession_SurvivesTheCollector(t *testing.T) {
+	s := open(t, identity(onnxfile.Float, -1, 3))
+	ctx, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				shape := []int64{1 + rand.Int64N(50), 3}
+				in := engine.Tensor{Name: "x", Datatype: registry.FP32, Shape: shape, Data: random(registry.FP32, shape)}
+				out, err := s.Run(t.Context(), []engine.Tensor{in})
+				if err != nil || !bytes.Equal(out[0].Data, in.Data) {
+					t.Errorf("got %v, %v", out, err)
+					return
+				}
+			}
+		})
+	}
+	for ctx.Err() == nil {
+		runtime.GC()
+	}
+	wg.Wait()
+	require.NoError(t, s.Close())
 }

@@ -34,7 +34,7 @@ func TestProvider_WebGPU(t *testing.T) {
 	if _, err := os.Stat(library); err != nil {
 		t.Skip("no software GPU here: deploy/setup.sh webgpu brings one")
 	}
-	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestProvider_WebGPU$", "-test.v")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestProvider_WebGPU$", "-test.v") //nolint:gosec // ourselves
 	child.Env = append(os.Environ(), webgpuLibrary+"="+library, "LD_LIBRARY_PATH="+dir, "VK_ICD_FILENAMES="+filepath.Join(dir, "icd.json"), "VK_DRIVER_FILES="+filepath.Join(dir, "icd.json"))
 	out, err := child.CombinedOutput()
 	require.NoError(t, err, string(out))
