@@ -214,9 +214,9 @@ func TestSession_SurvivesTheCollector(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), time.Second)
 	defer stop()
 	var wg sync.WaitGroup
-	for range 4 {
+	for range 16 {
 		wg.Go(func() {
-			for ctx.Err() == nil {
+			for ; ctx.Err() == nil; time.Sleep(time.Duration(rand.IntN(1000)) * time.Microsecond) { // so that what a frame pointed to is freed before it runs again
 				shape := []int64{1 + rand.Int64N(50), 3}
 				in := engine.Tensor{Name: "x", Datatype: registry.FP32, Shape: shape, Data: random(registry.FP32, shape)}
 				out, err := s.Run(t.Context(), []engine.Tensor{in})
