@@ -3,9 +3,11 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
@@ -79,7 +81,7 @@ func (s *Server) Handler(metrics *prometheus.Registry) http.Handler {
 		engine.Any(path, s.authenticate, s.permitInference, protocol)
 	}
 	s.console(engine)
-	control := engine.Group("/api/v1", s.authenticate, limitBody, s.idempotent)
+	control := engine.Group("/api/v1", s.authenticate, limitBody, lingerAfterUpload, s.idempotent)
 	RegisterHandlersWithOptions(control, NewStrictHandlerWithOptions(s, []StrictMiddlewareFunc{s.authorize}, StrictGinServerOptions{
 		RequestErrorHandlerFunc: s.badRequest, HandlerErrorFunc: s.fail, ResponseErrorHandlerFunc: s.fail,
 	}), GinServerOptions{ErrorHandler: func(c *gin.Context, err error, _ int) { s.badRequest(c, err) }})
@@ -89,9 +91,34 @@ func (s *Server) Handler(metrics *prometheus.Registry) http.Handler {
 	return engine
 }
 
+// isUpload says whether a request carries a body of any size.
+func isUpload(c *gin.Context) bool {
+	return c.FullPath() == "/api/v1/blobs/:sha256" || c.FullPath() == "/api/v1/objects"
+}
+
+// lingerFor is how long a refused upload is still taken in, and thrown away.
+const lingerFor = 5 * time.Second
+
+// lingerAfterUpload lets the client of an upload that was refused half-way read why: were the connection closed while it
+// sends, all it would see is that.
+func lingerAfterUpload(c *gin.Context) {
+	if !isUpload(c) || c.Request.Method != http.MethodPut {
+		return
+	}
+	control := http.NewResponseController(c.Writer)
+	_ = control.EnableFullDuplex() // HTTP/2 has it anyway
+	c.Next()
+	if c.Writer.Status() < http.StatusBadRequest {
+		return
+	}
+	_ = control.Flush()                                    // the answer goes out now
+	_ = control.SetReadDeadline(time.Now().Add(lingerFor)) // an end to waiting
+	_, _ = io.Copy(io.Discard, c.Request.Body)             // until the client has heard, or the deadline
+}
+
 // limitBody bounds control requests; uploads of blobs are bounded by their announced size.
 func limitBody(c *gin.Context) {
-	if c.FullPath() != "/api/v1/blobs/:sha256" && c.FullPath() != "/api/v1/objects" {
+	if !isUpload(c) {
 		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxBody)
 	}
 }

@@ -77,7 +77,7 @@ func (s *Server) moveAll(ctx context.Context, model string, decide func([]regist
 		}
 		c.Model, c.Actor, c.ChangeID = model, actor(ctx), "hand/"+uuid.NewString()
 		made, err := s.store.SetRoute(ctx, c)
-		if c.Take && registry.CodeOf(err) == registry.Conflict && attempt < 5 {
+		if registry.CodeOf(err) == registry.Conflict && attempt < 5 && (c.Take || s.movedOn(ctx, history, c)) {
 			continue
 		}
 		if err != nil {
@@ -89,6 +89,15 @@ func (s *Server) moveAll(ctx context.Context, model string, decide func([]regist
 		s.awaitApplied(ctx, made.Event)
 		return made, nil
 	}
+}
+
+// movedOn says whether a change by hand that named no revision of its own was overtaken by another one.
+func (s *Server) movedOn(ctx context.Context, seen []registry.Route, c registry.RouteChange) bool {
+	if len(seen) == 0 || c.Expected != seen[0].Revision {
+		return false
+	}
+	now, err := s.store.Route(ctx, c.Model)
+	return err == nil && now.Revision != c.Expected
 }
 
 // appliedLimit bounds how long an answer waits for gateways; one that does not come along is shown by its lease.

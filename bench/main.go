@@ -88,7 +88,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	err = b.all(ctx)
-	text := b.report.String()
+	text := b.text()
 	fmt.Fprint(os.Stdout, text)
 	if o.out != "" {
 		err = errors.Join(err, os.WriteFile(o.out, []byte(text), 0o600))

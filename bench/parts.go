@@ -21,9 +21,24 @@ type benchmark struct {
 	dir    string
 	models []model
 	report strings.Builder
+	ratios []string // printed first
 }
 
 func (b *benchmark) printf(format string, args ...any) { fmt.Fprintf(&b.report, format, args...) }
+
+// ratio keeps a line for the top of the report.
+func (b *benchmark) ratio(format string, args ...any) {
+	b.ratios = append(b.ratios, fmt.Sprintf(format, args...))
+}
+
+// text is the whole report, ratios first.
+func (b *benchmark) text() string {
+	head := fmt.Sprintf("Machine: %s, %d cores; server on core %s, load on core %s; each measurement %v.\n\n## Ratios\n\n", cpuName(), cores(), serverCore, clientCore, b.length)
+	for _, r := range b.ratios {
+		head += "* " + r + "\n"
+	}
+	return head + "\n" + b.report.String()
+}
 
 func (b *benchmark) progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
@@ -39,7 +54,6 @@ func (b *benchmark) model(name string) model {
 }
 
 func (b *benchmark) all(ctx context.Context) error {
-	b.printf("Machine: %s, %d cores; server on core %s, load on core %s; each measurement %v.\n\n", cpuName(), cores(), serverCore, clientCore, b.length)
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
@@ -150,6 +164,9 @@ func (b *benchmark) overhead(ctx context.Context) error {
 	for _, name := range order {
 		here := median(p50[name])
 		b.printf("| %s | %s | %s | %.2f | %s |\n", name, us(here), us(here-base), float64(here)/float64(base), us(median(p99[name])))
+		if strings.HasSuffix(name, ", gRPC") && here != base {
+			b.ratio("one caller, 1 KB: %s %s us over an echo, %.2f echoes more", name, us(here-base), float64(here)/float64(base)-1)
+		}
 	}
 	b.printf("\n")
 	return nil
@@ -280,6 +297,7 @@ func (b *benchmark) throughputOf(ctx context.Context, r *roles, m model, callers
 	b.printf("| %s | raw, one row a run | %.0f | %.2f | %s | | | %.0f | |\n", m.name, one.Rate, one.Rate/best.Rate, ms(time.Duration(one.P50)*time.Microsecond), 1e6/one.Rate)
 	b.printf("| | raw, best (%d rows a run) | %.0f | 1.00 | | | | %.0f | |\n", best.Rows, best.Rate, 1e6/best.Rate)
 	b.printf("| | engine, same process | %.0f | %.2f | | | | | |\n", best.Engine, best.Engine/best.Rate)
+	b.ratio("%s (%s ms a row): worker over gRPC %.2f of raw, gateway %.2f", m.name, ms(time.Duration(one.P50)*time.Microsecond), results[0].rate()/best.Rate, results[3].rate()/best.Rate)
 	for i, p := range paths {
 		got := results[i]
 		b.printf("| | %s | %.0f | %.2f | %s | %s | %s | %s | %d |\n", p.name, got.rate(), got.rate()/best.Rate,
@@ -322,6 +340,9 @@ func (b *benchmark) overload(ctx context.Context) error {
 				peak = math.Max(peak, good)
 				b.printf("| %s | %s | %.2fx = %.0f/s | %.0f | %.2f | %s | %s | %d | %d | %s |\n", name, policy, load, load*saturated, good, good/peak, ms(got.quantile(0.5)), ms(got.quantile(0.99)),
 					got.ok-got.inTime, got.failed, ms(quantile(got.shed, 0.5)))
+				if load == 2 {
+					b.ratio("%s at twice saturation, 50 ms: %s batching %.2f of its peak goodput", name, policy, good/peak)
+				}
 			}
 			resume()
 			stop()
@@ -362,6 +383,7 @@ func (b *benchmark) metrics(ctx context.Context) error {
 			}
 		}
 	}
+	b.ratio("metrics on / off %.3f", median(without).Seconds()/median(with).Seconds())
 	b.printf("## Metrics on and off: tiny model, worker over gRPC, 16 callers, medians of 21 turns\n\n| metrics | requests/s |\n|---|---|\n| on | %.0f |\n| off | %.0f |\n| on / off | %.3f |\n\n",
 		1/median(with).Seconds(), 1/median(without).Seconds(), median(without).Seconds()/median(with).Seconds())
 	return nil

@@ -18,11 +18,18 @@ import (
 // peer is another server: how it is started and called.
 type peer struct {
 	name  string
-	start func(b *benchmark, port, model string) (env, args []string, err error)
+	start func(b *benchmark, port, file string, m model) (env, args []string, err error)
 	call  func(port string, m model) (caller, func(), error)
 }
 
-const tinyWidth = "10"
+// width is the shape of a row in words.
+func (m model) width() []string {
+	var out []string
+	for _, d := range m.row {
+		out = append(out, strconv.FormatInt(d, 10))
+	}
+	return out
+}
 
 func (b *benchmark) venv(name, program string) string {
 	path, err := filepath.Abs(filepath.Join(b.peers, name, "bin", program))
@@ -53,15 +60,15 @@ func protocolJSON(port string, m model) (caller, func(), error) {
 }
 
 var peers = []peer{
-	{"LitServe, REST JSON", func(b *benchmark, port, model string) ([]string, []string, error) {
-		return nil, []string{b.venv("litserve", "python"), script("litserve_server.py"), port, model, tinyWidth}, nil
+	{"LitServe, REST JSON", func(b *benchmark, port, file string, m model) ([]string, []string, error) {
+		return nil, append([]string{b.venv("litserve", "python"), script("litserve_server.py"), port, file}, m.width()...), nil
 	}, plainJSON("/predict")},
-	{"BentoML, REST JSON", func(b *benchmark, port, model string) ([]string, []string, error) {
-		return []string{"MODEL=" + model, "WIDTH=" + tinyWidth, "BENTOML_DO_NOT_TRACK=1", "BENTOML_HOME=" + b.dir},
+	{"BentoML, REST JSON", func(b *benchmark, port, file string, m model) ([]string, []string, error) {
+		return []string{"MODEL=" + file, "WIDTH=" + strings.Join(m.width(), " "), "BENTOML_DO_NOT_TRACK=1", "BENTOML_HOME=" + b.dir},
 			[]string{b.venv("bentoml", "bentoml"), "serve", "bentoml_server:Service", "--working-dir", script(""), "--port", port, "--host", "127.0.0.1"}, nil
 	}, plainJSON("/predict")},
-	{"KServe Python server, REST JSON", func(b *benchmark, port, model string) ([]string, []string, error) {
-		return nil, []string{b.venv("kserve", "python"), script("kserve_server.py"), port, model, tinyWidth}, nil
+	{"KServe Python server, REST JSON", func(b *benchmark, port, file string, m model) ([]string, []string, error) {
+		return nil, append([]string{b.venv("kserve", "python"), script("kserve_server.py"), port, m.name, file}, m.width()...), nil
 	}, protocolJSON},
 	{"MLServer, REST JSON", mlserver, protocolJSON},
 	{"MLServer, gRPC", mlserver, func(port string, m model) (caller, func(), error) {
@@ -74,7 +81,7 @@ var peers = []peer{
 }
 
 // mlserver writes MLServer's two files of settings.
-func mlserver(b *benchmark, port, model string) (env, args []string, err error) {
+func mlserver(b *benchmark, port, file string, m model) (env, args []string, err error) {
 	dir, err := os.MkdirTemp(b.dir, "mlserver-*")
 	if err != nil {
 		return nil, nil, err
@@ -86,8 +93,8 @@ func mlserver(b *benchmark, port, model string) (env, args []string, err error) 
 	settings := fmt.Sprintf(`{"host":"127.0.0.1","http_port":%d,"grpc_port":%d,"metrics_endpoint":null,"parallel_workers":0,"debug":false}`, n, n+1)
 	err = errors.Join(
 		os.WriteFile(filepath.Join(dir, "settings.json"), []byte(settings), 0o600),
-		os.WriteFile(filepath.Join(dir, "model-settings.json"), []byte(`{"name":"tiny","implementation":"mlserver_runtime.Runtime"}`), 0o600))
-	return []string{"MODEL=" + model, "WIDTH=" + tinyWidth, "PYTHONPATH=" + script("")}, []string{b.venv("mlserver", "mlserver"), "start", dir}, err
+		os.WriteFile(filepath.Join(dir, "model-settings.json"), []byte(`{"name":"`+m.name+`","implementation":"mlserver_runtime.Runtime"}`), 0o600))
+	return []string{"MODEL=" + file, "WIDTH=" + strings.Join(m.width(), " "), "PYTHONPATH=" + script("")}, []string{b.venv("mlserver", "mlserver"), "start", dir}, err
 }
 
 // compared is what another server showed.
@@ -99,15 +106,23 @@ type compared struct {
 	p50, p99 time.Duration // at half its rate
 }
 
-// comparePeers compares the tiny model on other servers with Orrery, each alone on the server's core.
+// comparePeers compares other servers with Orrery, each alone on the server's core.
 func (b *benchmark) comparePeers(ctx context.Context) error {
-	m := b.model("tiny")
-	file := filepath.Join(b.dir, "tiny.onnx")
+	for _, name := range []string{"tiny", "trees", "encoder"} {
+		if err := b.compareOn(ctx, b.model(name)); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (b *benchmark) compareOn(ctx context.Context, m model) error {
+	file := filepath.Join(b.dir, m.name+".onnx")
 	if err := os.WriteFile(file, m.file, 0o600); err != nil {
 		return err
 	}
 	var others []compared
-	fastest := 0.0
+	fastest, calmest := 0.0, time.Duration(math.MaxInt64)
 	for _, p := range peers {
 		got, err := b.measurePeer(ctx, p, m, file)
 		if errors.Is(err, os.ErrNotExist) {
@@ -118,9 +133,9 @@ func (b *benchmark) comparePeers(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		others = append(others, got)
-		fastest = math.Max(fastest, got.rate)
+		fastest, calmest = math.Max(fastest, got.rate), min(calmest, got.p99)
 	}
-	r, err := b.start(ctx, []string{"tiny"})
+	r, err := b.start(ctx, []string{m.name})
 	if err != nil {
 		return err
 	}
@@ -132,7 +147,7 @@ func (b *benchmark) comparePeers(ctx context.Context) error {
 	defer stop()
 	const callers = 16
 	load := math.Max(fastest/2, 10)
-	b.printf("## The tiny model on other servers: %d callers; p50 and p99 with arrivals at half of what the server can, for Orrery at half of what the fastest of the others can (%.0f/s)\n\n", callers, load)
+	b.printf("## %s on other servers: %d callers; p50 and p99 with arrivals at half of what the server can, for Orrery at half of what the fastest of the others can (%.0f/s)\n\n", m.name, callers, load)
 	b.printf("| server | requests/s | Orrery's worker over gRPC is | server CPU us a request | memory MiB | p50 ms | p99 ms |\n|---|---|---|---|---|---|---|\n")
 	ours := 0.0
 	for _, p := range paths {
@@ -144,6 +159,9 @@ func (b *benchmark) comparePeers(ctx context.Context) error {
 			ours = got.rate()
 		}
 		low := b.calm(ctx, r, p, load)
+		if p.name == "worker, gRPC" && len(others) > 0 {
+			b.ratio("%s: worker over gRPC is %.1fx the fastest other server, with %.2f of the least p99 at half of its load", m.name, got.rate()/fastest, float64(low.quantile(0.99))/float64(calmest))
+		}
 		b.printf("| Orrery: %s | %.0f | | %s | %d | %s | %s |\n", p.name, got.rate(), us(cpu), used(p.processes).peak>>20, ms(low.quantile(0.5)), ms(low.quantile(0.99)))
 	}
 	for _, p := range others {
@@ -169,7 +187,7 @@ func (b *benchmark) measurePeer(ctx context.Context, p peer, m model, file strin
 		return out, err
 	}
 	port := strconv.Itoa(number)
-	env, args, err := p.start(b, port, file)
+	env, args, err := p.start(b, port, file, m)
 	if err == nil {
 		_, err = os.Stat(args[0])
 	}

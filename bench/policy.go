@@ -45,6 +45,9 @@ func (b *benchmark) policy(context.Context) error {
 				good := float64(out.InTime) / length.Seconds()
 				peak = math.Max(peak, good)
 				b.printf("| %s | %s | %.2fx | %.0f | %.2f | %s | %.1f |\n", shape.name, p.name, load, good, good/peak, ms(out.Quantile(0.99)), float64(out.Rows)/math.Max(float64(out.Batches), 1))
+				if load == 2 {
+					b.ratio("simulated %s at twice saturation: %s batching %.2f of its peak goodput", shape.name, p.name, good/peak)
+				}
 			}
 		}
 	}

@@ -58,7 +58,6 @@ func (s *attachService) Attach(stream attach.AttachService_AttachServer) error {
 	g.log.Info("worker attached", "worker", w.id, "node", w.node, "address", w.address)
 	defer func() {
 		g.fleet.leave(w)
-		_ = w.conn.Close() // nothing is sent any more
 		g.log.Info("worker detached", "worker", w.id, "node", w.node)
 	}()
 	g.fleet.ringAll()

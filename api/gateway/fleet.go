@@ -44,10 +44,13 @@ type attached struct {
 type fleet struct {
 	mu      sync.Mutex
 	workers map[string]*attached
-	changed chan struct{} // closed and replaced on every change
+	left    map[*attached]time.Time // detached workers whose connections may still carry requests
+	changed chan struct{}           // closed and replaced on every change
 }
 
-func newFleet() *fleet { return &fleet{workers: map[string]*attached{}, changed: make(chan struct{})} }
+func newFleet() *fleet {
+	return &fleet{workers: map[string]*attached{}, left: map[*attached]time.Time{}, changed: make(chan struct{})}
+}
 
 // signal tells everybody who waits for a change; mu is held.
 func (f *fleet) signal() {
@@ -81,9 +84,12 @@ func (f *fleet) join(id, node, address string) (*attached, error) {
 	return w, nil
 }
 
-// leave removes a worker; requests under way on it go on until they end.
+// leave removes a worker; requests under way on it go on until they end, and then sweep closes its connection.
 func (f *fleet) leave(w *attached) {
 	f.mu.Lock()
+	if _, left := f.left[w]; !left {
+		f.left[w] = time.Now()
+	}
 	if f.workers[w.id] == w {
 		delete(f.workers, w.id)
 	}
@@ -150,6 +156,21 @@ func (f *fleet) ringAll() {
 	defer f.mu.Unlock()
 	for _, w := range f.workers {
 		ring(w.wake)
+	}
+}
+
+// leftFor is how long a detached worker's connection stays at least: who picked the worker a moment ago still sends.
+const leftFor = 2 * time.Second
+
+// sweep closes the connections of detached workers that carry no request any more; all of them when the server ends.
+func (f *fleet) sweep(now time.Time, all bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for w, since := range f.left {
+		if all || w.inflight.Load() == 0 && now.Sub(since) > leftFor {
+			_ = w.conn.Close() // nothing is sent any more
+			delete(f.left, w)
+		}
 	}
 }
 

@@ -140,6 +140,9 @@ func (g *Gateway) attempt(ctx context.Context, w *attached, m served, arm regist
 	began := time.Now()
 	ctx, span := g.trace.Start(ctx, "gateway.attempt", m.model.Name)
 	a, err := w.client.ModelInfer(outgoing(ctx), r)
+	if status.Code(err) == codes.Canceled && ctx.Err() == nil { // not the caller: the connection was given up
+		err = status.Errorf(codes.Unavailable, "worker %s went away: %s", w.node, status.Convert(err).Message())
+	}
 	span.End(err)
 	if err == nil {
 		w.answered()
