@@ -34,10 +34,7 @@ func (b *benchmark) ratio(format string, args ...any) {
 // text is the whole report, ratios first.
 func (b *benchmark) text() string {
 	head := fmt.Sprintf("Machine: %s, %d cores; server on core %s, load on core %s; each measurement %v.\n\n## Ratios\n\n", cpuName(), cores(), serverCore, clientCore, b.length)
-	for _, r := range b.ratios {
-		head += "* " + r + "\n"
-	}
-	return head + "\n" + b.report.String()
+	return head + "* " + strings.Join(b.ratios, "\n* ") + "\n\n" + b.report.String()
 }
 
 func (b *benchmark) progress(format string, args ...any) {
