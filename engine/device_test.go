@@ -320,3 +320,34 @@ func TestDevice_AllocatesNothingPerRow(t *testing.T) {
 	t.Logf("%v allocations for a request of one row, %v for one of 512", one, many)
 	require.Equal(t, one, many) //nolint:testifylint // whole numbers
 }
+
+// A stall that made one run look endless does not keep the model from answering: what it takes is learnt anew.
+func TestDevice_ForgetsAStall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, s := engine.NewDevice(1), &echo{pause: time.Minute}
+		m := engine.NewModel(d, s, serving(nil), nil)
+		_, _, err := m.Infer(t.Context(), engine.Request{Inputs: ask(1, 1, 1)})
+		require.NoError(t, err)
+		s.pause = time.Millisecond
+		refused := 0
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			var wg sync.WaitGroup
+			for range 2 { // the second comes while the first runs, so it is judged
+				wg.Go(func() {
+					if _, _, err := m.Infer(ctx, engine.Request{Inputs: ask(1, 1, 1)}); err != nil {
+						refused++
+					}
+				})
+				synctest.Wait()
+			}
+			wg.Wait()
+			cancel()
+		}
+		require.Less(t, refused, 20, "of 200")
+		require.Positive(t, refused, "at first it was believed")
+		require.NoError(t, m.Close(t.Context()))
+		d.Close()
+	})
+}

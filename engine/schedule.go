@@ -51,6 +51,7 @@ type request struct {
 	rows, bytes int64
 	shape       string // requests of one shape may share a batch
 	alone       bool   // it has no rows, so there is nothing to share
+	probe       bool   // it came to an idle queue, and runs whatever that is thought to take
 	level       int
 	arrived     instant
 	deadline    instant
@@ -166,7 +167,7 @@ func RetryAfter(err error) time.Duration {
 
 // admit puts a request into a queue, or says why not.
 func (s *scheduler) admit(q *queue, r *request, now instant) *shed {
-	r.arrived, r.place, r.queue = now, -1, q
+	r.arrived, r.place, r.queue, r.probe = now, -1, q, q.idle()
 	r.level = min(max(cmp.Or(r.level, defaultLevel), highestLevel), lowestLevel)
 	if refused := s.refuse(q, r, now); refused != nil {
 		q.counts["shed_"+refused.reason]++
@@ -180,7 +181,7 @@ func (s *scheduler) admit(q *queue, r *request, now instant) *shed {
 		l = &lane{}
 		q.lanes[r.shape] = l
 	}
-	if q.rows == 0 && len(q.running) == 0 {
+	if r.probe {
 		q.used = max(q.used, s.floor)
 	}
 	heap.Push(l, r)
@@ -191,6 +192,9 @@ func (s *scheduler) admit(q *queue, r *request, now instant) *shed {
 	q.last = now
 	return nil
 }
+
+// idle says that nothing waits or runs.
+func (q *queue) idle() bool { return q.rows == 0 && len(q.running) == 0 }
 
 func (q *queue) count(r *request, sign int64) {
 	q.rows += sign * r.rows
@@ -229,8 +233,8 @@ func (q *queue) work(s *scheduler, rows int64) time.Duration {
 	return time.Duration(float64(took) * q.contention(s))
 }
 
-// contention is how much longer the model's work takes because other models want the device too, less what its own
-// runners do at once.
+// contention is how much longer the model waits for its batches because other models want the device too, less what its
+// own runners do at once.
 func (q *queue) contention(s *scheduler) float64 {
 	wanted := 0.0
 	for _, o := range s.queues {
@@ -356,12 +360,17 @@ func (s *scheduler) take(q *queue, now instant) *batch {
 	return b
 }
 
-// exploreEvery is how often a batch is formed without regard to the best size, so that its costs stay known.
+// exploreEvery is how often a batch is formed without regard to what is thought of its size, while some size was not seen
+// for long: a thought that is wrong would otherwise keep itself alive.
 const exploreEvery = 64
+
+func (q *queue) exploring() bool {
+	return q.dispatched%exploreEvery == exploreEvery-1 && q.latency.stale()
+}
 
 // most is how many rows a batch should have at most.
 func (q *queue) most() int64 {
-	if q.latency.best == 0 || q.dispatched%exploreEvery == exploreEvery-1 {
+	if q.latency.best == 0 || q.exploring() {
 		return q.config.MaxRows
 	}
 	return min(q.latency.best, q.config.MaxRows)
