@@ -248,7 +248,7 @@ func (b *benchmark) saturate(ctx context.Context, r *roles, p path, n int) (got 
 
 // throughput compares every path at saturation with ONNX Runtime alone.
 func (b *benchmark) throughput(ctx context.Context) error {
-	names := []string{"tiny", "trees", "mlp", "conv", "encoder"}
+	names := strings.Split(b.names, ",")
 	const callers = 32
 	r, err := b.start(ctx, names)
 	if err != nil {
