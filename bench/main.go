@@ -40,7 +40,7 @@ func main() {
 	flag.StringVar(&o.library, "library", "", "ONNX Runtime; found as orrery finds it")
 	flag.StringVar(&o.peers, "peers", ".tools/peers", "where the virtual environments of other servers are; those that are missing are left out")
 	flag.StringVar(&o.only, "only", "", "parts to run, comma-separated: overhead, models, overload, metrics, peers, policy; none is all")
-	flag.StringVar(&o.names, "models", "tiny,trees,mlp,conv,encoder", "models of the part models, comma-separated")
+	flag.StringVar(&o.names, "models", "tiny,trees,mlp,conv,encoder", "models of the parts models and peers, comma-separated")
 	flag.DurationVar(&o.length, "length", 4*time.Second, "of each measurement")
 	flag.StringVar(&o.out, "out", "", "file to write the report to, beside standard output")
 	flag.StringVar(&o.rawFile, "raw", "", "measure this file in this process (used by the benchmark itself)")
