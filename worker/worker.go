@@ -184,8 +184,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	inference.RegisterGRPCInferenceServiceServer(server, w.service)
 	healthpb.RegisterHealthServer(server, oip.Health{Ready: func(context.Context) bool { return w.service.ready() }})
 	mux := http.NewServeMux()
-	mux.Handle("/v2/", oip.Handler(w.service, MaxMessage))
-	mux.Handle("/v2", oip.Handler(w.service, MaxMessage))
+	protocol := oip.Handler(w.service, MaxMessage)
+	mux.Handle("/v2/", protocol)
+	mux.Handle("/v2", protocol)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(w.metrics, promhttp.HandlerOpts{}))
 	if w.config.Profiling {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
