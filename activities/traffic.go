@@ -3,10 +3,10 @@ package activities
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.temporal.io/sdk/activity"
@@ -16,11 +16,15 @@ import (
 )
 
 const (
-	pollFleet   = 15 * time.Millisecond  // while waiting for gateways and workers
-	pollBake    = 300 * time.Millisecond // while baking
-	noteEvery   = 5 * time.Second        // evidence is stored this often, and at every verdict
-	bakeSlice   = 4 * time.Minute        // a bake reports back to its workflow this often
-	groupWindow = 5 * time.Second        // concurrent counts are compared in windows of this length
+	pollFleet   = 15 * time.Millisecond // while waiting for gateways and workers
+	fleetFresh  = 10 * time.Millisecond // leases read by one activity serve the others for as long
+	fastestBake = 250 * time.Millisecond
+	slowestBake = 2 * time.Second
+	bakeSpacing = 4 * time.Millisecond // times the bakes under way
+	denseNotes  = 10 * time.Minute     // evidence is stored every few seconds for as long, and at every verdict
+	denseEvery  = 5 * time.Second
+	sparseEvery = time.Minute
+	bakeSlice   = 15 * time.Minute // a bake reports back to its workflow this often: a day is some 600 events
 )
 
 // trafficStore is the part of the registry that roll-outs work on.
@@ -34,33 +38,78 @@ type trafficStore interface {
 }
 
 // Traffic moves models' traffic and watches what comes of it.
-type Traffic struct{ store trafficStore }
+type Traffic struct {
+	store    trafficStore
+	gateways leaseCache
+	workers  leaseCache
+	baking   atomic.Int64
+}
 
 // NewTraffic makes the activities.
-func NewTraffic(s trafficStore) *Traffic { return &Traffic{store: s} }
+func NewTraffic(s trafficStore) *Traffic {
+	return &Traffic{store: s, gateways: leaseCache{store: s, kind: registry.GatewayLease}, workers: leaseCache{store: s, kind: registry.WorkerLease}}
+}
+
+// leaseCache reads leases once for all activities that ask at about the same time.
+type leaseCache struct {
+	store trafficStore
+	kind  registry.LeaseKind
+
+	mu    sync.Mutex
+	at    time.Time
+	known []registry.Lease
+}
+
+func (c *leaseCache) get(ctx context.Context) ([]registry.Lease, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.at) < fleetFresh {
+		return c.known, nil
+	}
+	leases, err := c.store.Leases(ctx, c.kind, time.Now())
+	if err == nil {
+		c.known, c.at = leases, time.Now()
+	}
+	return leases, err
+}
 
 // PreflightInput asks whether a roll-out can begin.
 type PreflightInput struct {
-	RunID     string              `json:"run_id"`
-	Model     string              `json:"model"`
-	Candidate int                 `json:"candidate"`
-	Judge     monitor.JudgeConfig `json:"judge"`
-	Requests  int64               `json:"requests"` // expected for the candidate over all steps; 0 = not known
-	FirstStep int                 `json:"first_step"`
+	RunID     string      `json:"run_id"`
+	Model     string      `json:"model"`
+	Candidate int         `json:"candidate"`
+	Plan      RolloutPlan `json:"plan"`
 }
 
 // PreflightResult is the state a roll-out starts from.
 type PreflightResult struct {
 	Route          registry.Route      `json:"route"`
 	Judge          monitor.JudgeConfig `json:"judge"`           // with the model's guardrails filled in
+	Began          time.Time           `json:"began"`           //
+	PerMinute      float64             `json:"per_minute"`      // requests lately; 0 = none
+	BaseErrors     float64             `json:"base_errors"`     // error rate of the stable arm lately, or what is assumed
 	DetectableOdds float64             `json:"detectable_odds"` // smallest odds ratio of errors the bake can see; 0 = none
 	Warnings       []string            `json:"warnings,omitempty"`
+	Gate           Gate                `json:"gate,omitzero"`
 }
 
-// assumedErrorRate is the stable arm's error rate that preflight computes the minimum detectable effect for.
-const assumedErrorRate = 0.01
+// Back returns the arms of the route that a roll-out which did not promote leaves behind.
+func (p PreflightResult) Back() []registry.Arm { return registry.StableOnly(p.Route.StableVersion()) }
 
-// Preflight checks that the candidate can take the stable version's place and captures the route to go back to.
+// Gate says that traffic may not move to a candidate yet; the zero gate is open.
+type Gate struct {
+	Opens time.Time `json:"opens"`
+	Why   string    `json:"why"`
+}
+
+const (
+	assumedErrorRate = 0.01             // of the stable arm, when it has had no traffic
+	leastErrorRate   = 0.001            // a stable arm without errors is taken to have this rate
+	recentTraffic    = 10 * time.Minute // that preflight expects to go on
+)
+
+// Preflight checks that the candidate can take the stable version's place, captures the route to go back to and says
+// what the bake will be able to see.
 func (a *Traffic) Preflight(ctx context.Context, in PreflightInput) (PreflightResult, error) {
 	phase := "preflight"
 	if _, err := a.store.UpdateRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &phase}); err != nil {
@@ -74,53 +123,112 @@ func (a *Traffic) Preflight(ctx context.Context, in PreflightInput) (PreflightRe
 	if err != nil {
 		return PreflightResult{}, Fault(err)
 	}
-	if err := a.checkCandidate(ctx, in, route); err != nil {
-		return PreflightResult{}, Fault(err)
+	candidates := []int{in.Candidate}
+	if in.Plan.Experiment != nil {
+		candidates = nil
+		for _, v := range in.Plan.Variants {
+			candidates = append(candidates, v.Version)
+		}
 	}
-	out := PreflightResult{Route: route, Judge: in.Judge}
+	for _, candidate := range candidates {
+		if err := a.checkCandidate(ctx, in.RunID, in.Model, candidate, route); err != nil {
+			return PreflightResult{}, Fault(err)
+		}
+	}
+	if route.StableVersion() == 0 && in.Plan.Strategy != registry.AllAtOnce && (in.Plan.Experiment != nil || in.Plan.Shadow > 0) {
+		return PreflightResult{}, Fault(registry.Errorf(registry.Precondition, "model %s has no stable version to compare with: promote one first", in.Model))
+	}
+	out := PreflightResult{Route: route, Judge: in.Plan.Judge, Began: time.Now().UTC()}
+	if !in.Plan.Urgent {
+		out.Gate.Opens, out.Gate.Why = model.Rollout.Open(out.Began)
+	}
 	if out.Judge.MaxErrorRate == 0 {
 		out.Judge.MaxErrorRate = model.Config.ErrorRateLimit
 	}
 	if out.Judge.MaxP99Millis == 0 {
 		out.Judge.MaxP99Millis = model.Config.P99Millis
 	}
-	if in.Requests > 0 && in.FirstStep > 0 && in.FirstStep < registry.FullWeight {
-		n := float64(in.Requests)
-		m := n * float64(registry.FullWeight-in.FirstStep) / float64(in.FirstStep)
-		out.DetectableOdds = monitor.DetectableOddsRatio(in.Judge, n, m, assumedErrorRate)
-		if out.DetectableOdds == 0 || out.DetectableOdds > 2 {
-			out.Warnings = append(out.Warnings, fmt.Sprintf("a bake of %d requests cannot see a doubling of a 1 %% error rate; it sees odds of %.1f", in.Requests, out.DetectableOdds))
-		}
+	if in.Plan.Shadow > 0 { // mirrored requests yield to all others, so their durations say nothing
+		out.Judge.MaxP99Millis, out.Judge.LatencyMargin = 0, 0.999
 	}
-	return out, nil
+	return out, Fault(a.forecast(ctx, in, &out))
 }
 
-func (a *Traffic) checkCandidate(ctx context.Context, in PreflightInput, route registry.Route) error {
-	v, err := a.store.Version(ctx, in.Model, in.Candidate)
+// forecast works out what the bake can see of the traffic there has been lately.
+func (a *Traffic) forecast(ctx context.Context, in PreflightInput, out *PreflightResult) error {
+	strata, err := a.store.Strata(ctx, registry.StrataFilter{Model: in.Model, Since: out.Began.Add(-recentTraffic)})
+	if err != nil {
+		return err
+	}
+	requests, errors, first := 0.0, 0.0, out.Began
+	for _, s := range strata {
+		requests += float64(s.Requests)
+		errors += float64(s.Errors)
+		if s.Start.Before(first) {
+			first = s.Start
+		}
+	}
+	out.BaseErrors = assumedErrorRate
+	if requests > 0 {
+		out.PerMinute = requests / max(out.Began.Sub(first).Minutes(), 1)
+		out.BaseErrors = min(max(errors/requests, leastErrorRate), 0.5)
+	}
+	var steps []monitor.Expected
+	for _, weight := range in.Plan.Steps {
+		share := float64(weight) / registry.FullWeight
+		n := max(out.PerMinute*float64(in.Plan.BakeSeconds)/60*share, float64(in.Plan.BakeRequests))
+		steps = append(steps, monitor.Expected{Candidate: n, Stable: n / share * (1 - share)})
+	}
+	if len(steps) == 0 || steps[0].Candidate == 0 {
+		return nil
+	}
+	out.DetectableOdds = monitor.DetectableOddsRatio(out.Judge, steps, out.BaseErrors)
+	switch {
+	case out.DetectableOdds == 0:
+		out.Warnings = append(out.Warnings, fmt.Sprintf("with this traffic the bake can see no regression of a %.2g %% error rate, however large: bake longer", 100*out.BaseErrors))
+	case out.DetectableOdds > 2:
+		out.Warnings = append(out.Warnings, fmt.Sprintf("with this traffic the bake cannot see a doubling of a %.2g %% error rate; it sees %.1f times as many errors", 100*out.BaseErrors, out.DetectableOdds))
+	}
+	return nil
+}
+
+func (a *Traffic) checkCandidate(ctx context.Context, run, model string, candidate int, route registry.Route) error {
+	v, err := a.store.Version(ctx, model, candidate)
 	if err != nil {
 		return err
 	}
 	if v.Status != registry.Ready {
-		return registry.Errorf(registry.Precondition, "version %d of %s is %s, not READY", in.Candidate, in.Model, v.Status)
+		return registry.Errorf(registry.Precondition, "version %d of %s is %s, not READY", candidate, model, v.Status)
 	}
-	if route.Owner != "" && route.Owner != in.RunID {
-		return registry.Errorf(registry.Conflict, "the route of %s is owned by run %s", in.Model, route.Owner)
+	if route.Owner != "" && route.Owner != run {
+		return registry.Errorf(registry.Conflict, "the route of %s is owned by run %s", model, route.Owner)
 	}
 	stable := route.StableVersion()
-	if stable == in.Candidate && len(route.Arms) == 1 {
-		return registry.Errorf(registry.Precondition, "version %d of %s has all the traffic already", in.Candidate, in.Model)
+	if stable == candidate && len(route.Arms) == 1 {
+		return registry.Errorf(registry.Precondition, "version %d of %s has all the traffic already", candidate, model)
 	}
 	if stable == 0 {
 		return nil
 	}
-	champion, err := a.store.Version(ctx, in.Model, stable)
+	champion, err := a.store.Version(ctx, model, stable)
 	if err != nil {
 		return err
 	}
 	if err := champion.Signature.Compatible(v.Signature); err != nil {
-		return registry.Errorf(registry.Invalid, "version %d cannot take the place of version %d: %w", in.Candidate, stable, err)
+		return registry.Errorf(registry.Invalid, "version %d cannot take the place of version %d: %w", candidate, stable, err)
 	}
 	return nil
+}
+
+// LookAtGate says whether a model's policy lets traffic move to a candidate now.
+func (a *Traffic) LookAtGate(ctx context.Context, model string) (Gate, error) {
+	m, err := a.store.Model(ctx, model)
+	if err != nil {
+		return Gate{}, Fault(err)
+	}
+	var g Gate
+	g.Opens, g.Why = m.Rollout.Open(time.Now())
+	return g, nil
 }
 
 // ShiftInput is one change of a model's route, and what to wait for before and after.
@@ -136,13 +244,15 @@ type ShiftInput struct {
 	Salt     string         `json:"salt,omitempty"`
 	Actor    string         `json:"actor"`
 	Reason   string         `json:"reason"`
-	Ready    int            `json:"ready,omitempty"` // wait until this version is warm on every worker that should hold it
+	Gated    bool           `json:"gated,omitempty"` // leave the route as it is when the model's policy does not let traffic move now
+	Ready    []int          `json:"ready,omitempty"` // wait until these versions are warm on every worker that should hold them
 }
 
 // ShiftResult is the route that was made.
 type ShiftResult struct {
 	Revision int64     `json:"revision"`
 	At       time.Time `json:"at"`
+	Gate     Gate      `json:"gate,omitzero"` // when it is closed nothing was done
 }
 
 // ShiftTraffic sets the route and returns once every leased gateway has applied it and, when asked, a version is warm.
@@ -150,6 +260,11 @@ type ShiftResult struct {
 func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult, error) {
 	if _, err := a.store.UpdateRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase, Progress: &in.Progress}); err != nil {
 		return ShiftResult{}, Fault(err)
+	}
+	if in.Gated {
+		if gate, err := a.LookAtGate(ctx, in.Model); err != nil || !gate.Opens.IsZero() {
+			return ShiftResult{Gate: gate}, err
+		}
 	}
 	change := registry.RouteChange{
 		ChangeID: in.RunID + "/" + in.Step, Model: in.Model, Expected: in.Expected, Arms: in.Arms, Salt: in.Salt, By: in.RunID,
@@ -165,8 +280,8 @@ func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult,
 	if err := a.awaitApplied(ctx, route.Event); err != nil {
 		return ShiftResult{}, Fault(err)
 	}
-	if in.Ready > 0 {
-		if err := a.awaitWarm(ctx, in.Model, in.Ready); err != nil {
+	for _, version := range in.Ready {
+		if err := a.awaitWarm(ctx, in.Model, version); err != nil {
 			return ShiftResult{}, Fault(err)
 		}
 	}
@@ -176,7 +291,7 @@ func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult,
 // awaitApplied returns once every gateway with a lease has applied the event.
 func (a *Traffic) awaitApplied(ctx context.Context, event int64) error {
 	return poll(ctx, pollFleet, func() (bool, error) {
-		leases, err := a.store.Leases(ctx, registry.GatewayLease, time.Now())
+		leases, err := a.gateways.get(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -192,7 +307,7 @@ func (a *Traffic) awaitWarm(ctx context.Context, model string, version int) erro
 		return err
 	}
 	return poll(ctx, pollFleet, func() (bool, error) {
-		leases, err := a.store.Leases(ctx, registry.WorkerLease, time.Now())
+		leases, err := a.workers.get(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -246,14 +361,14 @@ type RestoreInput struct {
 }
 
 // RestoreRoute puts the arms back if the route is still the one the run made; otherwise it ends in Conflict and
-// touches nothing. A change whose acknowledgement was lost is found by its owner.
+// touches nothing. A change whose acknowledgement was lost is found by its id.
 func (a *Traffic) RestoreRoute(ctx context.Context, in RestoreInput) (ShiftResult, error) {
 	current, err := a.store.Route(ctx, in.Model)
 	if err != nil {
 		return ShiftResult{}, Fault(err)
 	}
 	change := in.RunID + "/" + in.Step
-	if current.ChangeID != change && current.Revision != in.Revision && current.Owner != in.RunID {
+	if current.Revision != in.Revision && !strings.HasPrefix(current.ChangeID, in.RunID+"/") {
 		return ShiftResult{}, Fault(registry.Errorf(registry.Conflict, "the route of %s was changed by %s: %s", in.Model, current.Actor, current.Reason))
 	}
 	route, err := a.store.SetRoute(ctx, registry.RouteChange{
@@ -286,14 +401,18 @@ func (a *Traffic) HoldVersion(ctx context.Context, in HoldInput) error {
 type BakeInput struct {
 	RunID         string              `json:"run_id"`
 	Model         string              `json:"model"`
-	Candidate     int                 `json:"candidate"`
+	Versions      []int               `json:"versions"`       // that are judged
+	Reference     int                 `json:"reference"`      // version they are compared with; 0 = guardrails only
 	FirstRevision int64               `json:"first_revision"` // of the roll-out: evidence counts from here
 	Revision      int64               `json:"revision"`       // of this step
-	Since         time.Time           `json:"since"`          // when this step's route was set
+	Began         time.Time           `json:"began"`          // of the roll-out: crashes count from here
+	Since         time.Time           `json:"since"`          // when this step's time began
 	Seconds       int64               `json:"seconds"`        // least time
-	Requests      int64               `json:"requests"`       // least requests of the candidate in this step
+	Requests      int64               `json:"requests"`       // least requests of the versions in this step
 	MaxSeconds    int64               `json:"max_seconds"`    // then it is inconclusive
+	Slice         int64               `json:"slice"`          // report back after this many seconds; 0 = a quarter of an hour
 	Last          bool                `json:"last"`           // the step before promotion: only a pass ends it well
+	Experiment    *Experiment         `json:"experiment,omitempty"`
 	Judge         monitor.JudgeConfig `json:"judge"`
 }
 
@@ -305,167 +424,65 @@ type BakeResult struct {
 	Judgement monitor.Judgement `json:"judgement"`
 }
 
-// Bake judges the candidate until there is a verdict: pass, rollback, inconclusive when the time is up, moved when the
-// route is no longer the run's, or continue after a few minutes so that the workflow's history stays alive.
+// Bake judges the versions until there is a verdict: pass, rollback, inconclusive when the time is up, moved when the
+// route is no longer the run's, or continue after a while so that the workflow hears of it.
 func (a *Traffic) Bake(ctx context.Context, in BakeInput) (BakeResult, error) {
-	return a.watch(ctx, in, a.judgeBake)
-}
-
-// WatchPromoted watches the stable arm after a promotion. There is no concurrent arm, so only absolute guardrails act.
-func (a *Traffic) WatchPromoted(ctx context.Context, in BakeInput) (BakeResult, error) {
-	return a.watch(ctx, in, a.judgeWatch)
-}
-
-type judgeFunc func(ctx context.Context, in BakeInput, now time.Time) (monitor.Judgement, error)
-
-func (a *Traffic) watch(ctx context.Context, in BakeInput, judge judgeFunc) (BakeResult, error) {
+	c, err := a.readComparison(ctx, in.RunID)
+	if err != nil {
+		return BakeResult{}, Fault(err)
+	}
+	a.baking.Add(1)
+	defer a.baking.Add(-1)
+	slice := bakeSlice
+	if in.Slice > 0 {
+		slice = time.Duration(in.Slice) * time.Second
+	}
 	began, noted := time.Now(), time.Time{}
-	ticker := time.NewTicker(pollBake)
-	defer ticker.Stop()
 	for {
-		j, err := judge(ctx, in, time.Now())
+		now := time.Now()
+		j, err := a.judge(ctx, in, c, now)
 		if err != nil && final[registry.CodeOf(err)] {
 			return BakeResult{}, Fault(err)
 		}
-		if err == nil {
-			if j.Verdict != monitor.Continue || time.Since(noted) >= noteEvery {
-				if err := a.note(ctx, in, j); err == nil {
-					noted = time.Now()
-				}
+		over := err == nil && (j.Verdict != monitor.Continue || now.Sub(began) > slice)
+		if err == nil && (over || now.Sub(noted) >= noteEvery(now.Sub(in.Began))) {
+			if err = a.note(ctx, in, c, j); err == nil {
+				noted = now
 			}
-			if j.Verdict != monitor.Continue || time.Since(began) > bakeSlice {
-				return BakeResult{Judgement: j}, nil
-			}
+		}
+		if err == nil && over {
+			return BakeResult{Judgement: j}, nil
 		} // a registry that is away for a moment is no verdict: look again
 		activity.RecordHeartbeat(ctx, j.Reason)
 		select {
 		case <-ctx.Done():
 			return BakeResult{}, ctx.Err()
-		case <-ticker.C:
+		case <-time.After(pollBake(a.baking.Load())):
 		}
 	}
 }
 
-func (a *Traffic) note(ctx context.Context, in BakeInput, j monitor.Judgement) error {
+// pollBake is how often one of n bakes looks: together they read the registry at most a few hundred times a second.
+func pollBake(n int64) time.Duration {
+	return min(max(fastestBake, time.Duration(n)*bakeSpacing), slowestBake)
+}
+
+// noteEvery is how often evidence is stored: densely at first, so that a day's bake is a few thousand rows.
+func noteEvery(age time.Duration) time.Duration {
+	if age < denseNotes {
+		return denseEvery
+	}
+	return sparseEvery
+}
+
+// note stores where the judge stands and then the evidence. What is folded after the last note is folded anew by
+// whoever goes on.
+func (a *Traffic) note(ctx context.Context, in BakeInput, c *comparison, j monitor.Judgement) error {
+	if err := a.writeComparison(ctx, in.RunID, c); err != nil {
+		return err
+	}
 	now := time.Now()
 	return a.store.AddEvidence(ctx, registry.Evidence{
 		Run: in.RunID, Seq: int(now.UnixMilli()), At: now, Verdict: string(j.Verdict), Body: marshal(j),
 	})
-}
-
-// moved says whether the route is no longer the one of this step.
-func (a *Traffic) moved(ctx context.Context, in BakeInput) (monitor.Judgement, bool, error) {
-	route, err := a.store.Route(ctx, in.Model)
-	if err != nil || route.Revision == in.Revision {
-		return monitor.Judgement{}, false, err
-	}
-	return monitor.Judgement{Verdict: Moved, Reason: fmt.Sprintf("the route was changed by %s: %s", route.Actor, route.Reason)}, true, nil
-}
-
-func (a *Traffic) judgeBake(ctx context.Context, in BakeInput, now time.Time) (monitor.Judgement, error) {
-	if j, moved, err := a.moved(ctx, in); err != nil || moved {
-		return j, err
-	}
-	strata, err := a.store.Strata(ctx, registry.StrataFilter{Model: in.Model, MinRevision: in.FirstRevision, MaxRevision: in.Revision})
-	if err != nil {
-		return monitor.Judgement{}, err
-	}
-	sealed, err := a.sealed(ctx)
-	if err != nil {
-		return monitor.Judgement{}, err
-	}
-	groups, step := groupStrata(strata, in, sealed)
-	elapsed := now.Sub(in.Since)
-	baked := elapsed >= time.Duration(in.Seconds)*time.Second && step >= in.Requests
-	j := monitor.Judge(in.Judge, groups, baked)
-	late := in.MaxSeconds > 0 && elapsed > time.Duration(in.MaxSeconds)*time.Second
-	switch {
-	case j.Verdict == monitor.Rollback || j.Verdict == monitor.Pass:
-	case !in.Last && baked && j.Candidate.Requests > 0:
-		j.Verdict = monitor.Pass
-		j.Reason = "not found worse; " + j.Reason
-	case !late:
-		j.Verdict = monitor.Continue
-	case !baked:
-		j.Verdict = monitor.Inconclusive
-		j.Reason = fmt.Sprintf("%d requests of %d after %s", step, in.Requests, elapsed.Round(time.Second))
-	}
-	return j, nil
-}
-
-func (a *Traffic) judgeWatch(ctx context.Context, in BakeInput, now time.Time) (monitor.Judgement, error) {
-	if j, moved, err := a.moved(ctx, in); err != nil || moved {
-		return j, err
-	}
-	strata, err := a.store.Strata(ctx, registry.StrataFilter{Model: in.Model, MinRevision: in.Revision, MaxRevision: in.Revision})
-	if err != nil {
-		return monitor.Judgement{}, err
-	}
-	j := monitor.Judgement{Verdict: monitor.Continue, Reason: "guardrails only: there is no concurrent arm"}
-	for _, s := range strata {
-		j.Candidate.Add(armCount(s))
-	}
-	if reason := monitor.Guard(in.Judge, j.Candidate); reason != "" {
-		j.Verdict, j.Reason = monitor.Rollback, reason
-	} else if now.Sub(in.Since) >= time.Duration(in.Seconds)*time.Second {
-		j.Verdict = monitor.Pass
-	}
-	return j, nil
-}
-
-// sealed returns the time before which no leased gateway will add anything.
-func (a *Traffic) sealed(ctx context.Context) (time.Time, error) {
-	leases, err := a.store.Leases(ctx, registry.GatewayLease, time.Now())
-	if err != nil {
-		return time.Time{}, err
-	}
-	at := time.Unix(math.MaxInt32, 0)
-	for _, l := range leases {
-		if l.Sealed.Before(at) {
-			at = l.Sealed
-		}
-	}
-	return at, nil
-}
-
-// groupStrata pairs the candidate with stable by gateway, revision and window, taking sealed windows only, and counts
-// the candidate's requests in this step.
-func groupStrata(strata []registry.Stratum, in BakeInput, sealed time.Time) (groups []monitor.Group, step int64) {
-	index := map[string]int{}
-	for _, s := range strata {
-		start := s.Start.Truncate(groupWindow)
-		if s.Revision == in.Revision && s.Version == in.Candidate {
-			step += s.Requests
-		}
-		// A window of an older revision is over as soon as its seconds are sealed: no request counts there any more.
-		over := !start.Add(groupWindow).After(sealed) || (s.Revision < in.Revision && s.Start.Before(sealed))
-		if !over && !urgent(s, in) {
-			continue
-		}
-		key := strings.Join([]string{s.Gateway, strconv.FormatInt(s.Revision, 10), start.Format(time.RFC3339)}, "|")
-		i, ok := index[key]
-		if !ok {
-			i = len(groups)
-			index[key] = i
-			groups = append(groups, monitor.Group{})
-		}
-		switch {
-		case s.Version == in.Candidate:
-			groups[i].Candidate.Add(armCount(s))
-		case s.Role == registry.Stable:
-			groups[i].Stable.Add(armCount(s))
-		}
-	}
-	return groups, step
-}
-
-// urgent says that a stratum trips a guardrail, which does not wait for its window to end.
-func urgent(s registry.Stratum, in BakeInput) bool {
-	return s.Version == in.Candidate && s.NotFinite > 0
-}
-
-func armCount(s registry.Stratum) monitor.ArmCount {
-	return monitor.ArmCount{
-		Requests: s.Requests, Errors: s.Errors, Votes: s.Votes, VoteFails: s.VoteFails, NotFinite: s.NotFinite, Latency: s.Latency,
-	}
 }

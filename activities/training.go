@@ -464,6 +464,39 @@ func (a *Data) lossOf(ctx context.Context, v registry.Version, rows [][]float64,
 	return monitor.LogLoss(p, y), nil
 }
 
+// PlanChallengerInput asks for the plan of a challenger's roll-out.
+type PlanChallengerInput struct {
+	Model           string `json:"model"`
+	Version         int    `json:"version"`
+	RequireApproval bool   `json:"require_approval"`
+}
+
+// The roll-out of a challenger: as many requests as the judge needs to exclude harm, a day for them to come, and an hour
+// of watching.
+const (
+	challengerRequests = 300
+	challengerMaxBake  = 24 * 3600
+	challengerWatch    = 3600
+)
+
+// PlanChallenger makes the plan under the model's policy. That its answers differ is what a challenger is for, and on
+// labelled rows it was better, so their distribution is not compared.
+func (a *Training) PlanChallenger(ctx context.Context, in PlanChallengerInput) (RolloutPlan, error) {
+	m, err := a.data.store.Model(ctx, in.Model)
+	if err != nil {
+		return RolloutPlan{}, Fault(err)
+	}
+	r := RolloutRequest{Candidate: in.Version, RequireApproval: in.RequireApproval, Judge: []byte(`{"output_margin": 1}`)}
+	defaults := registry.DefaultRolloutPolicy()
+	if m.Rollout.Strategy == defaults.Strategy && slices.Equal(m.Rollout.Steps, defaults.Steps) && m.Rollout.BakeRequests == 0 {
+		none, requests, most, watch := int64(0), int64(challengerRequests), int64(challengerMaxBake), int64(challengerWatch)
+		r.Strategy, r.Steps = registry.Steps, []float64{10, 50}
+		r.BakeSeconds, r.BakeRequests, r.MaxBakeSeconds, r.WatchSeconds = &none, &requests, &most, &watch
+	}
+	plan, err := PlanRollout(m.Rollout, r)
+	return plan, Fault(err)
+}
+
 // InsertRolloutInput is a roll-out to insert on behalf of another run.
 type InsertRolloutInput struct {
 	Run registry.Run `json:"run"`

@@ -40,7 +40,8 @@ var needs = map[string]registry.KeyRole{
 	"TriggerRetrain": registry.Deployer,
 	"HeadBlob":       registry.Developer, "PutBlob": registry.Developer, "CreateModel": registry.Developer, "RegisterVersion": registry.Developer,
 	"ConfigureModel": registry.Deployer, "ArchiveVersion": registry.Deployer, "SetRoute": registry.Deployer, "Rollback": registry.Deployer,
-	"SetAlias": registry.Deployer, "DeleteAlias": registry.Deployer, "StartRollout": registry.Deployer, "DecideRun": registry.Deployer,
+	"SetAlias": registry.Deployer, "DeleteAlias": registry.Deployer, "StartRollout": registry.Deployer, "DecideRun": registry.Viewer, // the handler looks at the action
+	"AddFeedback": registry.Predictor,
 }
 
 // NewSecret returns a random API key: "ok_" and 26 characters of base32, 130 bits.

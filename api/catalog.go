@@ -30,7 +30,7 @@ func value[T any](p *T) T {
 func (s *Server) modelDTO(m registry.Model, r registry.Route) Model {
 	return Model{
 		Name: m.Name, Description: m.Description, Config: m.Config, ConfigRevision: m.ConfigRevision, Retrain: m.Retrain,
-		CreatedAt: m.CreatedAt, CreatedBy: m.CreatedBy, Route: r,
+		Rollout: m.Rollout, CreatedAt: m.CreatedAt, CreatedBy: m.CreatedBy, Route: r,
 	}
 }
 
@@ -59,7 +59,7 @@ func (s *Server) ListModels(ctx context.Context, _ ListModelsRequestObject) (Lis
 func (s *Server) CreateModel(ctx context.Context, r CreateModelRequestObject) (CreateModelResponseObject, error) {
 	m := registry.Model{
 		Name: r.Body.Name, Description: value(r.Body.Description), Config: registry.DefaultServingConfig(),
-		Retrain: registry.DefaultRetrainPolicy(), CreatedBy: actor(ctx),
+		Retrain: registry.DefaultRetrainPolicy(), Rollout: registry.DefaultRolloutPolicy(), CreatedBy: actor(ctx),
 	}
 	if err := permit(caller(ctx), registry.Developer, m.Name); err != nil {
 		return nil, err
@@ -68,6 +68,9 @@ func (s *Server) CreateModel(ctx context.Context, r CreateModelRequestObject) (C
 		return nil, err
 	}
 	if err := merge("retrain", r.Body.Retrain, &m.Retrain); err != nil {
+		return nil, err
+	}
+	if err := mergeRollout(r.Body.Rollout, &m.Rollout); err != nil {
 		return nil, err
 	}
 	made, err := s.store.CreateModel(ctx, m)
@@ -100,6 +103,9 @@ func (s *Server) ConfigureModel(ctx context.Context, r ConfigureModelRequestObje
 		return nil, err
 	}
 	if err := merge("retrain", r.Body.Retrain, &m.Retrain); err != nil {
+		return nil, err
+	}
+	if err := mergeRollout(r.Body.Rollout, &m.Rollout); err != nil {
 		return nil, err
 	}
 	if r.Body.Description != nil {

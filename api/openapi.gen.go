@@ -18,22 +18,88 @@ import (
 	"github.com/orrery-ml/orrery/registry"
 )
 
+// Defines values for ExperimentGoal.
+const (
+	Higher ExperimentGoal = "higher"
+	Lower  ExperimentGoal = "lower"
+)
+
+// Valid indicates whether the value is a known member of the ExperimentGoal enum.
+func (e ExperimentGoal) Valid() bool {
+	switch e {
+	case Higher:
+		return true
+	case Lower:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for NewRolloutOnConflict.
+const (
+	Fail      NewRolloutOnConflict = "fail"
+	Supersede NewRolloutOnConflict = "supersede"
+)
+
+// Valid indicates whether the value is a known member of the NewRolloutOnConflict enum.
+func (e NewRolloutOnConflict) Valid() bool {
+	switch e {
+	case Fail:
+		return true
+	case Supersede:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for NewRolloutOnInconclusive.
+const (
+	Extend   NewRolloutOnInconclusive = "extend"
+	Hold     NewRolloutOnInconclusive = "hold"
+	Rollback NewRolloutOnInconclusive = "rollback"
+)
+
+// Valid indicates whether the value is a known member of the NewRolloutOnInconclusive enum.
+func (e NewRolloutOnInconclusive) Valid() bool {
+	switch e {
+	case Extend:
+		return true
+	case Hold:
+		return true
+	case Rollback:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for NewRolloutStrategy.
 const (
+	Ab        NewRolloutStrategy = "ab"
 	AllAtOnce NewRolloutStrategy = "all_at_once"
+	BlueGreen NewRolloutStrategy = "blue_green"
 	Canary    NewRolloutStrategy = "canary"
 	Linear    NewRolloutStrategy = "linear"
+	Shadow    NewRolloutStrategy = "shadow"
 	Steps     NewRolloutStrategy = "steps"
 )
 
 // Valid indicates whether the value is a known member of the NewRolloutStrategy enum.
 func (e NewRolloutStrategy) Valid() bool {
 	switch e {
+	case Ab:
+		return true
 	case AllAtOnce:
+		return true
+	case BlueGreen:
 		return true
 	case Canary:
 		return true
 	case Linear:
+		return true
+	case Shadow:
 		return true
 	case Steps:
 		return true
@@ -90,6 +156,9 @@ type AliasMove struct {
 // Decision defines model for Decision.
 type Decision struct {
 	Reason *string `json:"reason,omitempty"`
+
+	// Seconds For extend: by how much.
+	Seconds *int64 `json:"seconds,omitempty"`
 }
 
 // Event defines model for Event.
@@ -97,6 +166,35 @@ type Event = registry.Event
 
 // Evidence defines model for Evidence.
 type Evidence = registry.Evidence
+
+// Experiment defines model for Experiment.
+type Experiment struct {
+	// Bandit Weights follow Thompson sampling.
+	Bandit *bool `json:"bandit,omitempty"`
+
+	// EverySeconds Between two allocations of a bandit; 900 when left out.
+	EverySeconds *int64 `json:"every_seconds,omitempty"`
+
+	// FloorPercent What every arm keeps under a bandit; 5 when left out.
+	FloorPercent *float32 `json:"floor_percent,omitempty"`
+
+	// Goal Which way the business metric is better; higher when left out.
+	Goal *ExperimentGoal `json:"goal,omitempty"`
+
+	// Margin A variant that is certainly better by no more than this is no winner.
+	Margin   *float32       `json:"margin,omitempty"`
+	Variants []VariantShare `json:"variants"`
+}
+
+// ExperimentGoal Which way the business metric is better; higher when left out.
+type ExperimentGoal string
+
+// Feedback defines model for Feedback.
+type Feedback struct {
+	// Key The caller's sticky key; its first value in a roll-out counts.
+	Key   string  `json:"key"`
+	Value float64 `json:"value"`
+}
 
 // Key defines model for Key.
 type Key struct {
@@ -144,6 +242,7 @@ type Model struct {
 
 	// Retrain When and how the model is trained again.
 	Retrain RetrainPolicy `json:"retrain"`
+	Rollout RolloutPolicy `json:"rollout"`
 
 	// Route Arms with their versions, roles and weights in basis points; revision, owner, actor, reason.
 	Route Route `json:"route"`
@@ -156,7 +255,8 @@ type ModelConfiguration struct {
 	Retrain     *json.RawMessage `json:"retrain,omitempty"`
 
 	// Revision Revision the change was decided on; 0 or none takes what there is.
-	Revision *int64 `json:"revision,omitempty"`
+	Revision *int64           `json:"revision,omitempty"`
+	Rollout  *json.RawMessage `json:"rollout,omitempty"`
 }
 
 // NewBatch defines model for NewBatch.
@@ -200,9 +300,12 @@ type NewModel struct {
 
 	// Retrain Retrain policy; fields left out get their defaults.
 	Retrain *json.RawMessage `json:"retrain,omitempty"`
+
+	// Rollout Roll-out policy; fields left out get their defaults.
+	Rollout *json.RawMessage `json:"rollout,omitempty"`
 }
 
-// NewRollout defines model for NewRollout.
+// NewRollout What is left out is the model's roll-out policy.
 type NewRollout struct {
 	ApprovalSeconds *int64 `json:"approval_seconds,omitempty"`
 
@@ -210,31 +313,56 @@ type NewRollout struct {
 	BakeRequests *int64 `json:"bake_requests,omitempty"`
 
 	// BakeSeconds Least time of a step.
-	BakeSeconds *int64 `json:"bake_seconds,omitempty"`
+	BakeSeconds *int64      `json:"bake_seconds,omitempty"`
+	Experiment  *Experiment `json:"experiment,omitempty"`
 
-	// Judge Thresholds that differ from the defaults.
+	// HoldbackPercent The share that the old version keeps while watched.
+	HoldbackPercent *float32 `json:"holdback_percent,omitempty"`
+
+	// Judge Thresholds that differ from the policy's.
 	Judge *json.RawMessage `json:"judge,omitempty"`
 
-	// MaxBakeSeconds A step that has no verdict by then is inconclusive and rolled back; 0 waits.
-	MaxBakeSeconds  *int64  `json:"max_bake_seconds,omitempty"`
-	Reason          *string `json:"reason,omitempty"`
-	RequireApproval *bool   `json:"require_approval,omitempty"`
+	// MaxBakeSeconds A step that has no verdict by then is inconclusive; 0 waits.
+	MaxBakeSeconds *int64 `json:"max_bake_seconds,omitempty"`
+
+	// OnConflict While another roll-out is under way: answer 409 (default), or end it and take over.
+	OnConflict     *NewRolloutOnConflict     `json:"on_conflict,omitempty"`
+	OnInconclusive *NewRolloutOnInconclusive `json:"on_inconclusive,omitempty"`
+
+	// Promote For shadow and ab: what comes out well becomes the champion.
+	Promote *bool   `json:"promote,omitempty"`
+	Reason  *string `json:"reason,omitempty"`
+
+	// RequireApproval At least one approval; the policy may ask for more.
+	RequireApproval *bool `json:"require_approval,omitempty"`
+
+	// SharePercent For shadow: the share of requests that is mirrored; 100 when left out.
+	SharePercent *float32 `json:"share_percent,omitempty"`
 
 	// StepPercent For linear: the size of a step in percent.
 	StepPercent *float32 `json:"step_percent,omitempty"`
 
 	// Steps For steps and canary: the candidate's share in percent, ascending.
-	Steps *[]float32 `json:"steps,omitempty"`
-
-	// Strategy Default canary: one step of 10 %.
+	Steps    *[]float32          `json:"steps,omitempty"`
 	Strategy *NewRolloutStrategy `json:"strategy,omitempty"`
-	Version  int                 `json:"version"`
 
-	// WatchSeconds How long to watch after the promotion.
+	// Urgent Does not wait for the policy's windows or the end of a freeze.
+	Urgent *bool `json:"urgent,omitempty"`
+
+	// Version The candidate; an experiment names its variants instead.
+	Version *int `json:"version,omitempty"`
+
+	// WatchSeconds How long to watch, and to keep the old version warm, after the promotion.
 	WatchSeconds *int64 `json:"watch_seconds,omitempty"`
 }
 
-// NewRolloutStrategy Default canary: one step of 10 %.
+// NewRolloutOnConflict While another roll-out is under way: answer 409 (default), or end it and take over.
+type NewRolloutOnConflict string
+
+// NewRolloutOnInconclusive defines model for NewRollout.OnInconclusive.
+type NewRolloutOnInconclusive string
+
+// NewRolloutStrategy defines model for NewRollout.Strategy.
 type NewRolloutStrategy string
 
 // NewSchedule defines model for NewSchedule.
@@ -276,6 +404,9 @@ type Problem struct {
 
 // RetrainPolicy When and how the model is trained again.
 type RetrainPolicy = registry.RetrainPolicy
+
+// RolloutPolicy defines model for RolloutPolicy.
+type RolloutPolicy = registry.RolloutPolicy
 
 // Route Arms with their versions, roles and weights in basis points; revision, owner, actor, reason.
 type Route = registry.Route
@@ -366,6 +497,12 @@ type Trigger struct {
 	To   *time.Time `json:"to,omitempty"`
 }
 
+// VariantShare defines model for VariantShare.
+type VariantShare struct {
+	Percent float32 `json:"percent"`
+	Version int     `json:"version"`
+}
+
 // Version defines model for Version.
 type Version struct {
 	CreatedAt   time.Time               `json:"created_at"`
@@ -422,6 +559,9 @@ type StartDriftCheckParams struct {
 	// IdempotencyKey The same key, path and body answer the same for 24 hours.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
+
+// AddFeedbackJSONBody defines parameters for AddFeedback.
+type AddFeedbackJSONBody = []Feedback
 
 // AddLabelsJSONBody defines parameters for AddLabels.
 type AddLabelsJSONBody = []Label
@@ -480,6 +620,9 @@ type StartBatchJSONRequestBody = NewBatch
 
 // StartDriftCheckJSONRequestBody defines body for StartDriftCheck for application/json ContentType.
 type StartDriftCheckJSONRequestBody = NewDriftCheck
+
+// AddFeedbackJSONRequestBody defines body for AddFeedback for application/json ContentType.
+type AddFeedbackJSONRequestBody = AddFeedbackJSONBody
 
 // AddLabelsJSONRequestBody defines body for AddLabels for application/json ContentType.
 type AddLabelsJSONRequestBody = AddLabelsJSONBody
@@ -540,7 +683,7 @@ type ServerInterface interface {
 	// GetModel One model.
 	// (GET /models/{model})
 	GetModel(c *gin.Context, model ModelName)
-	// ConfigureModel Change the serving config or the retrain policy; fields left out stay.
+	// ConfigureModel Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 	// (PATCH /models/{model})
 	ConfigureModel(c *gin.Context, model ModelName)
 	// ListAliases The model's aliases.
@@ -561,6 +704,9 @@ type ServerInterface interface {
 	// StartDriftCheck Compare recent traffic with the training data.
 	// (POST /models/{model}/drift-checks)
 	StartDriftCheck(c *gin.Context, model ModelName, params StartDriftCheckParams)
+	// AddFeedback Values of the model's business metric, by caller; experiments are decided on them.
+	// (POST /models/{model}/feedback)
+	AddFeedback(c *gin.Context, model ModelName)
 	// AddLabels Say what became of inferences, by the ids of their answers.
 	// (POST /models/{model}/labels)
 	AddLabels(c *gin.Context, model ModelName)
@@ -1121,6 +1267,31 @@ func (siw *ServerInterfaceWrapper) StartDriftCheck(c *gin.Context) {
 	}
 
 	siw.Handler.StartDriftCheck(c, model, params)
+}
+
+// AddFeedback operation middleware
+func (siw *ServerInterfaceWrapper) AddFeedback(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "model" -------------
+	var model ModelName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "model", c.Param("model"), &model, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter model: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.AddFeedback(c, model)
 }
 
 // AddLabels operation middleware
@@ -1828,6 +1999,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.DELETE(options.BaseURL+"/models/:model/aliases/:alias", wrapper.DeleteAlias)
 	router.PUT(options.BaseURL+"/models/:model/aliases/:alias", wrapper.SetAlias)
 	router.GET(options.BaseURL+"/models/:model/aliases/:alias/history", wrapper.ListAliasMoves)
+	router.POST(options.BaseURL+"/models/:model/feedback", wrapper.AddFeedback)
 	router.POST(options.BaseURL+"/models/:model/rollouts", wrapper.StartRollout)
 	router.GET(options.BaseURL+"/runs", wrapper.ListRuns)
 	router.GET(options.BaseURL+"/runs/:run", wrapper.GetRun)
@@ -2503,6 +2675,48 @@ type StartDriftCheckdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response StartDriftCheckdefaultApplicationProblemPlusJSONResponse) VisitStartDriftCheckResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddFeedbackRequestObject struct {
+	Model ModelName `json:"model"`
+	Body  *AddFeedbackJSONRequestBody
+}
+
+type AddFeedbackResponseObject interface {
+	VisitAddFeedbackResponse(w http.ResponseWriter) error
+}
+
+type AddFeedback200JSONResponse struct {
+	Counted int `json:"counted"`
+}
+
+func (response AddFeedback200JSONResponse) VisitAddFeedbackResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddFeedbackdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddFeedbackdefaultApplicationProblemPlusJSONResponse) VisitAddFeedbackResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3392,7 +3606,7 @@ type StrictServerInterface interface {
 	// GetModel One model.
 	// (GET /models/{model})
 	GetModel(ctx context.Context, request GetModelRequestObject) (GetModelResponseObject, error)
-	// ConfigureModel Change the serving config or the retrain policy; fields left out stay.
+	// ConfigureModel Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 	// (PATCH /models/{model})
 	ConfigureModel(ctx context.Context, request ConfigureModelRequestObject) (ConfigureModelResponseObject, error)
 	// ListAliases The model's aliases.
@@ -3413,6 +3627,9 @@ type StrictServerInterface interface {
 	// StartDriftCheck Compare recent traffic with the training data.
 	// (POST /models/{model}/drift-checks)
 	StartDriftCheck(ctx context.Context, request StartDriftCheckRequestObject) (StartDriftCheckResponseObject, error)
+	// AddFeedback Values of the model's business metric, by caller; experiments are decided on them.
+	// (POST /models/{model}/feedback)
+	AddFeedback(ctx context.Context, request AddFeedbackRequestObject) (AddFeedbackResponseObject, error)
 	// AddLabels Say what became of inferences, by the ids of their answers.
 	// (POST /models/{model}/labels)
 	AddLabels(ctx context.Context, request AddLabelsRequestObject) (AddLabelsResponseObject, error)
@@ -4079,6 +4296,50 @@ func (sh *strictHandler) StartDriftCheck(ctx *gin.Context, model ModelName, para
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(StartDriftCheckResponseObject); ok {
 		if err := validResponse.VisitStartDriftCheckResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AddFeedback operation middleware
+func (sh *strictHandler) AddFeedback(ctx *gin.Context, model ModelName) {
+	var request AddFeedbackRequestObject
+
+	request.Model = model
+
+	var body AddFeedbackJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddFeedback(ctx, request.(AddFeedbackRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddFeedback")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(AddFeedbackResponseObject); ok {
+		if err := validResponse.VisitAddFeedbackResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -141,17 +141,20 @@ func (s *Server) DecideRun(ctx context.Context, r DecideRunRequestObject) (Decid
 	if err != nil {
 		return nil, err
 	}
+	if err := permit(caller(ctx), decisionNeeds(r.Action), run.Model); err != nil {
+		return nil, err
+	}
 	if run.State.Ended() {
 		return nil, registry.Errorf(registry.Precondition, "run %s ended: %s %s", run.ID, run.Outcome, run.Message)
 	}
-	if !slices.Contains(workflows.RolloutUpdates, r.Action) || run.Kind != registry.KindRollout {
+	if !slices.Contains(workflows.RolloutUpdates, r.Action) || r.Action == workflows.SupersedeUpdate || run.Kind != registry.KindRollout {
 		return nil, registry.Errorf(registry.Invalid, "a %s takes no %s", run.Kind, r.Action)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	handle, err := s.temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
 		WorkflowID: run.WorkflowID, UpdateName: r.Action, WaitForStage: client.WorkflowUpdateStageCompleted,
-		Args: []any{workflows.Decision{Actor: actor(ctx), Reason: value(r.Body.Reason)}},
+		Args: []any{workflows.Decision{Actor: actor(ctx), Reason: value(r.Body.Reason), Seconds: value(r.Body.Seconds)}},
 	})
 	if err == nil {
 		var phase string

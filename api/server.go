@@ -25,6 +25,8 @@ type Config struct {
 	Hosts      []string // names the server answers to besides loopback; "*" is any
 	TemporalUI string   // where the Temporal UI is, for links
 	Namespace  string   // of Temporal, for links
+	// ContinueAfter is the length of history, in events, at which a roll-out continues as new.
+	ContinueAfter int
 }
 
 // store is the registry as the front door uses it.

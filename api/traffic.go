@@ -2,12 +2,10 @@ package api
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
 
-	"github.com/orrery-ml/orrery/monitor"
 	"github.com/orrery-ml/orrery/registry"
 	"github.com/orrery-ml/orrery/workflows"
 )
@@ -195,93 +193,4 @@ func (s *Server) ListAliasMoves(ctx context.Context, r ListAliasMovesRequestObje
 		out = append(out, AliasMove{Name: m.Name, From: m.From, To: m.To, At: m.At, Actor: m.Actor, Reason: m.Reason})
 	}
 	return out, nil
-}
-
-// StartRollout implements the API.
-func (s *Server) StartRollout(ctx context.Context, r StartRolloutRequestObject) (StartRolloutResponseObject, error) {
-	steps, err := stepsOf(*r.Body)
-	if err != nil {
-		return nil, err
-	}
-	in := workflows.RolloutInput{
-		RunID: newRunID(), Model: r.Model, Candidate: r.Body.Version, Steps: steps, BakeSeconds: value(r.Body.BakeSeconds),
-		BakeRequests: value(r.Body.BakeRequests), MaxBakeSeconds: value(r.Body.MaxBakeSeconds), WatchSeconds: value(r.Body.WatchSeconds),
-		RequireApproval: value(r.Body.RequireApproval), ApprovalSeconds: value(r.Body.ApprovalSeconds), Judge: monitor.DefaultJudge(),
-		Actor: actor(ctx), Reason: value(r.Body.Reason),
-	}
-	if err := merge("judge", r.Body.Judge, &in.Judge); err != nil {
-		return nil, err
-	}
-	if err := in.Judge.Validate(); err != nil {
-		return nil, registry.Errorf(registry.Invalid, "judge: %w", err)
-	}
-	for name, n := range map[string]int64{
-		"bake_seconds": in.BakeSeconds, "bake_requests": in.BakeRequests, "max_bake_seconds": in.MaxBakeSeconds,
-		"watch_seconds": in.WatchSeconds, "approval_seconds": in.ApprovalSeconds,
-	} {
-		if n < 0 {
-			return nil, registry.Errorf(registry.Invalid, "%s %d: want 0 or more", name, n)
-		}
-	}
-	if _, err := s.store.Version(ctx, r.Model, in.Candidate); err != nil {
-		return nil, err
-	}
-	run, err := s.insertAndStart(ctx, registry.Run{
-		ID: in.RunID, Kind: registry.KindRollout, Model: r.Model, Version: in.Candidate, WorkflowID: workflows.RolloutID(r.Model),
-		Lock: workflows.RolloutID(r.Model), Input: input(in), Actor: in.Actor,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return StartRollout202JSONResponse{accepted(s.runDTO(run))}, nil
-}
-
-// stepsOf turns a strategy into the candidate's weights in basis points.
-func stepsOf(r NewRollout) ([]int, error) {
-	percents := []float32{}
-	strategy := NewRolloutStrategy("canary")
-	if r.Strategy != nil {
-		strategy = *r.Strategy
-	}
-	if r.Steps != nil {
-		percents = *r.Steps
-	}
-	switch strategy {
-	case "all_at_once":
-		if len(percents) > 0 {
-			return nil, registry.Errorf(registry.Invalid, "all_at_once has no steps")
-		}
-	case "canary":
-		if len(percents) == 0 {
-			percents = []float32{10}
-		}
-		if len(percents) > 1 {
-			return nil, registry.Errorf(registry.Invalid, "canary has one step; use the strategy steps")
-		}
-	case "linear":
-		size := value(r.StepPercent)
-		if size <= 0 || size >= 100 {
-			return nil, registry.Errorf(registry.Invalid, "step_percent %v: want between 0 and 100", size)
-		}
-		for p := size; p < 100; p += size {
-			percents = append(percents, p)
-		}
-	case "steps":
-		if len(percents) == 0 {
-			return nil, registry.Errorf(registry.Invalid, "strategy steps needs steps, such as [1, 5, 25, 50]")
-		}
-	default:
-		return nil, registry.Errorf(registry.Invalid, "strategy %q: want all_at_once, canary, linear or steps", strategy)
-	}
-	steps := make([]int, len(percents))
-	for i, p := range percents {
-		steps[i] = int(p*100 + 0.5)
-		if steps[i] < 1 || steps[i] >= registry.FullWeight {
-			return nil, registry.Errorf(registry.Invalid, "step %v %%: want at least 0.01 and less than 100", p)
-		}
-	}
-	if !slices.IsSorted(steps) {
-		return nil, registry.Errorf(registry.Invalid, "steps must ascend, got %v", percents)
-	}
-	return steps, nil
 }

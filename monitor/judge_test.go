@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -32,12 +33,23 @@ func bake(r *rand.Rand, minutes int, stable, candidate float64) []Group {
 
 // ever says whether the judge would have rolled back at any look.
 func ever(groups []Group) bool {
-	for i := range groups {
-		if Judge(DefaultJudge(), groups[:i+1], false).Verdict == Rollback {
+	var t Tally
+	for _, g := range groups {
+		t.Add(g)
+		if Judge(DefaultJudge(), t, Beside{}).Verdict == Rollback {
 			return true
 		}
 	}
 	return false
+}
+
+// judge folds groups and looks once.
+func judge(c JudgeConfig, groups []Group, baked bool) Judgement {
+	var t Tally
+	for _, g := range groups {
+		t.Add(g)
+	}
+	return Judge(c, t, Beside{Guard: t.Candidate, Baked: baked})
 }
 
 func TestJudge_PeekingKeepsFalseRollbacksRare(t *testing.T) {
@@ -62,27 +74,28 @@ func TestJudge_ASharedIncidentIsNotTheCandidates(t *testing.T) {
 }
 
 func TestJudge_NoDataIsNeverAPass(t *testing.T) {
-	j := Judge(DefaultJudge(), nil, true)
+	j := judge(DefaultJudge(), nil, true)
 	require.Equal(t, Inconclusive, j.Verdict)
-	j = Judge(DefaultJudge(), []Group{{Stable: ArmCount{Requests: 1000, Votes: 1000}}}, true)
+	j = judge(DefaultJudge(), []Group{{Stable: ArmCount{Requests: 1000, Votes: 1000}}}, true)
 	require.Equal(t, Inconclusive, j.Verdict)
 	require.Equal(t, "the candidate has had no traffic", j.Reason)
 	clean := []Group{{Stable: ArmCount{Requests: 1000, Votes: 1000}, Candidate: ArmCount{Requests: 250, Votes: 250}}}
-	require.Equal(t, Pass, Judge(DefaultJudge(), clean, true).Verdict)
-	require.Equal(t, Continue, Judge(DefaultJudge(), clean, false).Verdict)
+	require.Equal(t, Pass, judge(DefaultJudge(), clean, true).Verdict)
+	require.Equal(t, Continue, judge(DefaultJudge(), clean, false).Verdict)
 }
 
 func TestJudge_GuardrailsActAlone(t *testing.T) {
 	nan := []Group{{Candidate: ArmCount{Requests: 1, Votes: 1, NotFinite: 1}}}
-	require.Equal(t, Rollback, Judge(DefaultJudge(), nan, false).Verdict)
+	require.Equal(t, Rollback, judge(DefaultJudge(), nan, false).Verdict)
 	c := DefaultJudge()
 	c.MaxErrorRate = 0.1
 	bad := []Group{{Candidate: ArmCount{Requests: 60, Errors: 20}}}
-	require.Equal(t, Rollback, Judge(c, bad, false).Verdict)
+	require.Equal(t, Rollback, judge(c, bad, false).Verdict)
 }
 
 func latencies(r *rand.Rand, n int, scale float64) ArmCount {
 	a := ArmCount{Requests: int64(n), Votes: int64(n), Latency: map[int]int64{}}
+	a.VoteLatency = a.Latency
 	for range n {
 		a.Latency[LatencyBucket(time.Duration(scale*(1+r.ExpFloat64())*float64(time.Millisecond)))]++
 	}
@@ -92,13 +105,13 @@ func latencies(r *rand.Rand, n int, scale float64) ArmCount {
 func TestJudge_LatencyBandSeesASlowerCandidateOnly(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	same := []Group{{Stable: latencies(r, 5000, 1), Candidate: latencies(r, 500, 1)}}
-	require.Equal(t, Pass, Judge(DefaultJudge(), same, true).Verdict)
+	require.Equal(t, Pass, judge(DefaultJudge(), same, true).Verdict)
 	slow := []Group{{Stable: latencies(r, 5000, 1), Candidate: latencies(r, 500, 2.5)}}
-	j := Judge(DefaultJudge(), slow, true)
+	j := judge(DefaultJudge(), slow, true)
 	require.Equal(t, Rollback, j.Verdict)
 	require.Contains(t, j.Reason, "slower")
 	fast := []Group{{Stable: latencies(r, 5000, 2.5), Candidate: latencies(r, 500, 1)}}
-	require.Equal(t, Pass, Judge(DefaultJudge(), fast, true).Verdict)
+	require.Equal(t, Pass, judge(DefaultJudge(), fast, true).Verdict)
 }
 
 func TestLatencyQuantile(t *testing.T) {
@@ -112,9 +125,175 @@ func TestLatencyQuantile(t *testing.T) {
 }
 
 func TestDetectableOddsRatio(t *testing.T) {
-	few := DetectableOddsRatio(DefaultJudge(), 360, 3240, 0.01)
-	many := DetectableOddsRatio(DefaultJudge(), 3600, 32400, 0.01)
+	few := DetectableOddsRatio(DefaultJudge(), []Expected{{360, 3240}}, 0.01)
+	many := DetectableOddsRatio(DefaultJudge(), []Expected{{3600, 32400}}, 0.01)
+	ramp := DetectableOddsRatio(DefaultJudge(), []Expected{{450, 8550}, {900, 8100}, {2250, 6750}, {4500, 4500}}, 0.01)
 	require.Greater(t, few, many)
 	require.Greater(t, many, 1.2)
 	require.Less(t, many, 3.0)
+	require.Less(t, ramp, 2.0, "the default ramp at 600 requests a minute sees a doubling")
+	require.Zero(t, DetectableOddsRatio(DefaultJudge(), nil, 0.01))
+}
+
+func answers(r *rand.Rand, n int, shift float64) ArmCount {
+	a := ArmCount{Requests: int64(n), Votes: int64(n), Outputs: map[int]int64{}}
+	for range n {
+		for column, v := range []float64{r.Float64(), r.NormFloat64() + shift} {
+			key, ok := OutputKey(column, v)
+			if ok {
+				a.Outputs[key]++
+			}
+		}
+	}
+	return a
+}
+
+func TestJudge_OutputsThatAreDistributedDifferentlyGoBack(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	same := judge(DefaultJudge(), []Group{{Stable: answers(r, 5000, 0), Candidate: answers(r, 800, 0)}}, true)
+	require.Equal(t, Pass, same.Verdict, same.Reason)
+	other := judge(DefaultJudge(), []Group{{Stable: answers(r, 5000, 0), Candidate: answers(r, 800, 3)}}, true)
+	require.Equal(t, Rollback, other.Verdict)
+	require.Contains(t, other.Reason, "distributed differently")
+	c := DefaultJudge()
+	c.OutputMargin = 1
+	require.Equal(t, Pass, judge(c, []Group{{Stable: answers(r, 5000, 0), Candidate: answers(r, 800, 3)}}, true).Verdict, "not compared")
+}
+
+func TestOutputKey_KeepsOrderAndSign(t *testing.T) {
+	last := 0
+	for _, v := range []float64{math.Inf(-1), -1e9, -1, -0.1, 0, 0.1, 1, 1e9, math.Inf(1)} {
+		key, ok := OutputKey(3, v)
+		require.True(t, ok)
+		require.Greater(t, key, last, "of %v", v)
+		require.Equal(t, 3, key/outputSpan)
+		last = key
+	}
+	_, ok := OutputKey(0, math.NaN())
+	require.False(t, ok)
+	_, ok = OutputKey(8, 1)
+	require.False(t, ok)
+}
+
+func pairs(n, differ, onlyShadow, onlyStable int64) Group {
+	return Group{Candidate: ArmCount{Requests: n}, Pairs: PairCount{
+		Pairs: n, OnlyFailed: onlyShadow, OnlyAnswered: onlyStable,
+		Gaps: map[int]int64{GapBucket(0.001): n - differ - onlyShadow - onlyStable, GapBucket(0.5): differ},
+	}}
+}
+
+func TestJudge_ShadowIsComparedPairByPair(t *testing.T) {
+	for _, c := range []struct {
+		name, reason string
+		group        Group
+		want         Verdict
+	}{
+		{"they agree", "excluded", pairs(1000, 20, 0, 0), Pass},
+		{"they disagree", "answers disagree", pairs(1000, 300, 0, 0), Rollback},
+		{"at the limit nothing is certain", "not certain yet", pairs(1000, 90, 0, 0), Inconclusive},
+		{"the shadow alone fails", "errs more often", pairs(1000, 0, 30, 1), Rollback},
+		{"both fail alike", "excluded", pairs(5000, 0, 20, 22), Pass},
+	} {
+		j := judge(DefaultJudge(), []Group{c.group}, true)
+		require.Equal(t, c.want, j.Verdict, "%s: %s", c.name, j.Reason)
+		require.Contains(t, j.Reason, c.reason, c.name)
+	}
+}
+
+func TestJudge_CallersThatAreNotSplitAsTheRouteSays(t *testing.T) {
+	split := func(stable, candidate int64) []Group {
+		return []Group{{
+			Share: 0.1, Revision: 3, Stable: ArmCount{Requests: stable, Votes: stable, Callers: stable},
+			Candidate: ArmCount{Requests: candidate, Votes: candidate, Callers: candidate},
+		}}
+	}
+	require.Equal(t, Pass, judge(DefaultJudge(), split(9000, 1000), true).Verdict)
+	j := judge(DefaultJudge(), split(8500, 1500), true)
+	require.Equal(t, Inconclusive, j.Verdict)
+	require.Contains(t, j.Reason, "not split")
+}
+
+// One caller that always fails is one failure per step, however many requests it sends.
+func TestJudge_TargetsOfTheDefaults(t *testing.T) {
+	const runs = 300
+	for _, c := range []struct {
+		s    Scenario
+		most float64 // share of false rollbacks
+		min  float64 // share of caught regressions
+	}{
+		{Scenario{Name: "equal, 60 a minute", PerMinute: 60, Base: 0.01, Candidate: 0.01}, 0.02, 0},
+		{Scenario{Name: "equal, 60 a minute in bursts of 5", PerMinute: 60, Base: 0.01, Candidate: 0.01, Burst: 5}, 0.02, 0},
+		{Scenario{Name: "a broken caller, 60 a minute", PerMinute: 60, Base: 0.01, Candidate: 0.01, BrokenRate: 0.05}, 0.02, 0},
+		{Scenario{Name: "equal, 600 a minute in bursts of 5", PerMinute: 600, Base: 0.01, Candidate: 0.01, Burst: 5}, 0.02, 0},
+		{Scenario{Name: "a shared incident", PerMinute: 60, Base: 0.01, Candidate: 0.01, Incident: true}, 0.02, 0},
+		{Scenario{Name: "five times the errors, 60 a minute", PerMinute: 60, Base: 0.01, Candidate: 0.05}, 1, 0.9},
+	} {
+		got := Simulate(c.s, DefaultPlan(), runs, 11)[0].RolledBack
+		require.LessOrEqual(t, got.Share, c.most, c.s.Name)
+		require.GreaterOrEqual(t, got.Share, c.min, c.s.Name)
+	}
+	double := Simulate(Scenario{PerMinute: 600, Base: 0.01, Candidate: 0.02}, DefaultPlan(), 60, 11)[0].RolledBack
+	require.GreaterOrEqual(t, double.Share, 0.95, "twice the errors")
+}
+
+func TestCompare_HoldsWhileOnePeeks(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	wrong, found := 0, 0
+	for range 200 {
+		var a, b, c Moments
+		missed, seen := false, false
+		for i := range 4000 {
+			for arm, m := range []*Moments{&a, &b, &c} {
+				v := 0.0
+				if r.Float64() < 0.1+0.04*float64(arm/2) {
+					v = 1
+				}
+				m.Merge(Moments{N: 1, Sum: v, Squares: v * v})
+			}
+			if i%50 == 49 {
+				d := Compare(a, b, 0.05)
+				missed = missed || d.Lower > 0 || d.Upper < 0
+				seen = seen || Compare(a, c, 0.05).Lower > 0
+			}
+		}
+		wrong += map[bool]int{true: 1}[missed]
+		found += map[bool]int{true: 1}[seen]
+	}
+	require.LessOrEqual(t, wrong, 10, "of 200 equal arms")
+	require.GreaterOrEqual(t, found, 180, "of 200 better arms")
+}
+
+func TestJudgeMetric_NoWinnerUntilSignificant(t *testing.T) {
+	at := func(n int64, mean float64) Moments {
+		return Moments{N: n, Sum: mean * float64(n), Squares: mean * float64(n)}
+	}
+	v, _, winner, list := JudgeMetric(DefaultJudge(), Higher, 0, 1, at(100, 0.1), map[int]Moments{2: at(100, 0.15)})
+	require.Equal(t, Continue, v)
+	require.Zero(t, winner)
+	require.Len(t, list, 1)
+	v, reason, winner, _ := JudgeMetric(DefaultJudge(), Higher, 0, 1, at(20_000, 0.1), map[int]Moments{2: at(20_000, 0.12), 3: at(20_000, 0.15)})
+	require.Equal(t, Pass, v, reason)
+	require.Equal(t, 3, winner)
+	_, _, winner, _ = JudgeMetric(DefaultJudge(), Lower, 0, 1, at(20_000, 0.1), map[int]Moments{2: at(20_000, 0.12), 3: at(20_000, 0.05)})
+	require.Equal(t, 3, winner)
+	v, _, winner, _ = JudgeMetric(DefaultJudge(), Higher, 0.02, 1, at(50_000, 0.1), map[int]Moments{2: at(50_000, 0.1)})
+	require.Equal(t, Pass, v, "certainly no better by the margin")
+	require.Equal(t, 1, winner)
+}
+
+func TestAllocate_FollowsTheBetterArmAndKeepsTheFloor(t *testing.T) {
+	at := func(n int64, mean float64) Moments {
+		return Moments{N: n, Sum: mean * float64(n), Squares: mean * float64(n)}
+	}
+	even := Allocate([]Moments{{}, {}, {}}, Higher, 0.05, 1)
+	for _, s := range even {
+		require.InDelta(t, 1.0/3, s, 0.03)
+	}
+	shares := Allocate([]Moments{at(2000, 0.1), at(2000, 0.2), at(2000, 0.1)}, Higher, 0.05, 1)
+	require.InDelta(t, 0.9, shares[1], 0.01)
+	require.InDelta(t, 0.05, shares[0], 0.01)
+	require.InDelta(t, 1, shares[0]+shares[1]+shares[2], 1e-9)
+	require.Equal(t, shares, Allocate([]Moments{at(2000, 0.1), at(2000, 0.2), at(2000, 0.1)}, Higher, 0.05, 1))
+	low := Allocate([]Moments{at(2000, 0.1), at(2000, 0.2)}, Lower, 0.1, 1)
+	require.InDelta(t, 0.9, low[0], 0.01)
 }

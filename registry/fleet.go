@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"encoding/json"
 	"slices"
 	"time"
 )
@@ -41,6 +42,15 @@ type WorkerState struct {
 	BudgetBytes int64             `json:"budget_bytes,omitempty"` // of memory; 0 = none
 	Waiting     int64             `json:"waiting"`                // rows in queues
 	Loaded      []LoadedVersion   `json:"loaded,omitempty"`
+	Crashes     []Crash           `json:"crashes,omitempty"` // of the last hour, of the workers before this one in its place
+}
+
+// Crash says that a worker's process died while it ran or loaded a version.
+type Crash struct {
+	Model   string    `json:"model"`
+	Version int       `json:"version"`
+	At      time.Time `json:"at"`
+	Node    string    `json:"node"`
 }
 
 // Device is something a worker can run models on.
@@ -104,12 +114,27 @@ type Stratum struct {
 	Start     time.Time     `json:"start"`
 	Requests  int64         `json:"requests"` // attempts that counted: not sheds, not the client's own cancellations
 	Errors    int64         `json:"errors"`
-	Votes     int64         `json:"votes"` // a sticky key votes with the first of its requests in a vote epoch
+	Votes     int64         `json:"votes"` // a sticky key votes once in a vote epoch, and not after its first failure under a revision
 	VoteFails int64         `json:"vote_fails"`
 	Sheds     int64         `json:"sheds"`
 	Cancelled int64         `json:"cancelled"`
 	NotFinite int64         `json:"not_finite"` // answers with NaN or Inf in them
 	Latency   LatencyCounts `json:"latency"`
+	Detail    StratumDetail `json:"detail"`
+}
+
+// StratumDetail is what is counted only while a model has more than one arm, or feedback comes.
+type StratumDetail struct {
+	Callers         int64         `json:"callers,omitempty"`          // seen for the first time in this roll-out
+	VoteLatency     LatencyCounts `json:"vote_latency,omitempty"`     // of votes that did not fail; none when every request was a vote
+	Outputs         map[int]int64 `json:"outputs,omitempty"`          // of votes: values by monitor.OutputKey
+	Gaps            map[int]int64 `json:"gaps,omitempty"`             // shadow: pairs by how far apart the answers are, by monitor.GapBucket
+	Pairs           int64         `json:"pairs,omitempty"`            // shadow: requests that both arms were asked
+	OnlyFailed      int64         `json:"only_failed,omitempty"`      // shadow: pairs in which the shadow alone failed
+	OnlyAnswered    int64         `json:"only_answered,omitempty"`    // shadow: pairs in which the shadow alone answered
+	Feedback        int64         `json:"feedback,omitempty"`         // callers that gave a value, each once in a roll-out
+	FeedbackSum     float64       `json:"feedback_sum,omitempty"`     //
+	FeedbackSquares float64       `json:"feedback_squares,omitempty"` //
 }
 
 // StrataFilter selects strata of one model.
@@ -117,5 +142,13 @@ type StrataFilter struct {
 	Model       string
 	MinRevision int64
 	MaxRevision int64 // 0 = no upper bound
-	Since       time.Time
+	// Since leaves out what began earlier; From does so for single gateways, with a time of their own.
+	Since time.Time
+	From  map[string]time.Time
+}
+
+// Tally is where the judge of a run stands: what it has counted, and up to where. Its body is the judge's own.
+type Tally struct {
+	Run  string
+	Body json.RawMessage
 }

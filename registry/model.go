@@ -14,6 +14,7 @@ type Model struct {
 	Config         ServingConfig
 	ConfigRevision int64
 	Retrain        RetrainPolicy
+	Rollout        RolloutPolicy
 	CreatedAt      time.Time
 	CreatedBy      string
 }

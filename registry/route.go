@@ -157,14 +157,15 @@ func (c RouteChange) Next(current Route, at time.Time) (Route, error) {
 }
 
 // BackFrom returns the arms that undo the route at the head of history (newest first): while a roll-out is under way,
-// the stable arm alone; otherwise the last version that was stable before the present one. It ends in Precondition
-// when there is nothing to go back to.
+// the stable arm alone; otherwise the last version that was stable before the present one, a holdback's too. It ends in
+// Precondition when there is nothing to go back to.
 func BackFrom(history []Route) ([]Arm, error) {
 	if len(history) == 0 || len(history[0].Arms) == 0 {
 		return nil, Errorf(Precondition, "the model serves nothing, so there is nothing to roll back")
 	}
 	now := history[0]
-	if len(now.Arms) > 1 {
+	underWay := func(a Arm) bool { return a.Role != Stable && a.Role != Holdback }
+	if slices.ContainsFunc(now.Arms, underWay) {
 		return StableOnly(now.StableVersion()), nil
 	}
 	for _, r := range history[1:] {

@@ -43,6 +43,7 @@ type Outcome string
 // The outcomes of a roll-out and of a watch.
 const (
 	Promoted     Outcome = "PROMOTED"
+	Passed       Outcome = "PASSED" // a shadow or an experiment came out well and was not to promote
 	RolledBack   Outcome = "ROLLED_BACK"
 	Rejected     Outcome = "REJECTED"
 	Aborted      Outcome = "ABORTED"

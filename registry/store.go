@@ -83,6 +83,10 @@ type EvidenceLog interface {
 	FlushStrata(ctx context.Context, gateway string, strata []Stratum, sealed time.Time) error
 	// Strata lists strata in order of start, gateway, version.
 	Strata(ctx context.Context, f StrataFilter) ([]Stratum, error)
+	// PutTally replaces a run's tally.
+	PutTally(ctx context.Context, t Tally) error
+	// Tally returns a run's tally, with no body when there is none yet.
+	Tally(ctx context.Context, run string) (Tally, error)
 	// AddEvidence adds to a run's evidence; a repeated (run, seq) stays as it was.
 	AddEvidence(ctx context.Context, e Evidence) error
 	// ListEvidence lists a run's evidence in order.

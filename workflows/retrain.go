@@ -10,7 +10,6 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/orrery-ml/orrery/activities"
-	"github.com/orrery-ml/orrery/monitor"
 	"github.com/orrery-ml/orrery/registry"
 )
 
@@ -122,20 +121,16 @@ func registerChallenger(ctx workflow.Context, id, model string, files []registry
 	return made.Version, nil
 }
 
-// The roll-out of a challenger: two steps, each of as many requests as the judge needs to exclude harm.
-const (
-	challengerRequests = 300
-	challengerMaxBake  = 24 * 3600
-	challengerWatch    = 3600
-)
-
-// offer rolls the challenger out, after approval when the policy says so, and waits for the end.
+// offer rolls the challenger out as the model's policy says, and waits for the end.
 func offer(ctx workflow.Context, id string, in RetrainInput, version int, why string) (RetrainResult, error) {
 	var training *activities.Training
 	rollout := RolloutInput{
-		RunID: id + "-rollout", Model: in.Model, Candidate: version, Steps: []int{1000, 5000}, BakeRequests: challengerRequests,
-		MaxBakeSeconds: challengerMaxBake, WatchSeconds: challengerWatch, RequireApproval: in.Policy.RequireApproval,
-		Judge: monitor.DefaultJudge(), Actor: "run/" + id, Reason: why,
+		RunID: id + "-rollout", Model: in.Model, Candidate: version, Actor: "run/" + id, Reason: why, ContinueAfter: ContinueAfter,
+	}
+	if err := workflow.ExecuteActivity(quick(ctx), training.PlanChallenger, activities.PlanChallengerInput{
+		Model: in.Model, Version: version, RequireApproval: in.Policy.RequireApproval,
+	}).Get(ctx, &rollout.Plan); err != nil {
+		return RetrainResult{Version: version}, err
 	}
 	raw, err := encodeInput(rollout)
 	if err != nil {

@@ -1,11 +1,12 @@
 package workflows
 
 import (
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/orrery-ml/orrery/activities"
@@ -19,54 +20,69 @@ const RolloutName = "Rollout"
 // RolloutID returns the workflow id. It is the lock: one roll-out per model.
 func RolloutID(model string) string { return "rollout/" + model }
 
-// Updates of a roll-out: a Decision in, the phase out.
-const (
-	ApproveUpdate    = "approve"
-	RejectUpdate     = "reject"
-	AbortUpdate      = "abort"
-	PauseUpdate      = "pause"
-	ResumeUpdate     = "resume"
-	PromoteNowUpdate = "promote_now"
-	ReleaseUpdate    = "release" // out of NEEDS_OPERATOR
-)
-
-// RolloutUpdates lists them.
-var RolloutUpdates = []string{ApproveUpdate, RejectUpdate, AbortUpdate, PauseUpdate, ResumeUpdate, PromoteNowUpdate, ReleaseUpdate}
-
 // RouteMovedSignal tells a roll-out that somebody took its route.
 const RouteMovedSignal = "route_moved"
 
 // ProgressQuery returns a RolloutProgress.
 const ProgressQuery = "progress"
 
-// Decision is what a person says to a roll-out.
-type Decision struct {
-	Actor  string `json:"actor"`
-	Reason string `json:"reason,omitempty"`
+// RolloutPlan is a strategy as data.
+type RolloutPlan = activities.RolloutPlan
+
+// RolloutRequest is what somebody asks for; what it leaves out is the model's policy.
+type RolloutRequest = activities.RolloutRequest
+
+// VariantRequest is an arm of an A/B test.
+type VariantRequest = activities.VariantRequest
+
+// PlanRollout resolves a request under a model's policy. It ends in Invalid.
+func PlanRollout(p registry.RolloutPolicy, r RolloutRequest) (RolloutPlan, error) {
+	return activities.PlanRollout(p, r)
 }
 
-// RolloutInput says what to roll out and how. It is also the strategy: all_at_once has no steps, canary one.
+// ContinueAfter is the length of history, in events, at which a roll-out continues as new.
+const ContinueAfter = 2000
+
+// RolloutInput says what to roll out and how.
 type RolloutInput struct {
-	RunID           string              `json:"run_id"`
-	Model           string              `json:"model"`
-	Candidate       int                 `json:"candidate"`
-	Steps           []int               `json:"steps"`            // the candidate's weight in basis points, ascending, below 10000
-	BakeSeconds     int64               `json:"bake_seconds"`     // least time of a step
-	BakeRequests    int64               `json:"bake_requests"`    // least requests of the candidate in a step
-	MaxBakeSeconds  int64               `json:"max_bake_seconds"` // then a step is inconclusive; 0 = never
-	WatchSeconds    int64               `json:"watch_seconds"`    // after the promotion
-	RequireApproval bool                `json:"require_approval"`
-	ApprovalSeconds int64               `json:"approval_seconds"` // then it is rejected; 0 = waits for ever
-	Judge           monitor.JudgeConfig `json:"judge"`
-	Actor           string              `json:"actor"`
-	Reason          string              `json:"reason"`
+	RunID         string        `json:"run_id"`
+	Model         string        `json:"model"`
+	Candidate     int           `json:"candidate"` // of an experiment: its first variant
+	Plan          RolloutPlan   `json:"plan"`
+	Actor         string        `json:"actor"`
+	Reason        string        `json:"reason"`
+	ContinueAfter int           `json:"continue_after"` // events of history; 0 = never
+	Resume        *RolloutState `json:"resume,omitempty"`
+}
+
+// RolloutState is what a roll-out takes along when it continues as new.
+type RolloutState struct {
+	Start     activities.PreflightResult `json:"start"`
+	Stage     int                        `json:"stage"`    // index of the stage under way
+	Set       bool                       `json:"set"`      // the present stage has its traffic
+	Touched   bool                       `json:"touched"`  // the route may be ours
+	Revision  int64                      `json:"revision"` // our last
+	First     int64                      `json:"first"`    // revision of the first traffic: evidence counts from here
+	Since     time.Time                  `json:"since"`    // when the present stage's time began
+	Extra     int64                      `json:"extra"`    // seconds added to the stage's time
+	Extended  bool                       `json:"extended"` // by the policy, which does so once
+	Seq       int                        `json:"seq"`      // of allocations
+	Arms      []registry.Arm             `json:"arms"`     // at our last revision
+	Approvals []string                   `json:"approvals"`
+	Paused    bool                       `json:"paused"`
+	Held      string                     `json:"held"` // why it waits for a person
+	Promote   bool                       `json:"promote"`
+	Winner    int                        `json:"winner"`
+	Judgement *monitor.Judgement         `json:"judgement,omitempty"`
 }
 
 // RolloutProgress is the answer to ProgressQuery.
 type RolloutProgress struct {
 	Phase     string             `json:"phase"`
-	Step      int                `json:"step"`
+	Stage     int                `json:"stage"`
 	Paused    bool               `json:"paused"`
+	Held      string             `json:"held,omitempty"`
+	Approvals []string           `json:"approvals,omitempty"`
 	Revision  int64              `json:"revision"`
 	Judgement *monitor.Judgement `json:"judgement,omitempty"`
 }
@@ -82,31 +98,40 @@ type RolloutResult struct {
 
 // rollout is the state of one roll-out.
 type rollout struct {
+	RolloutState
+
 	in        RolloutInput
-	start     activities.PreflightResult
+	resumed   bool // by continue-as-new
 	phase     string
-	step      int
-	revision  int64     // our last
-	first     int64     // revision of the first step: evidence counts from here
-	since     time.Time // when the present step began
-	judgement *monitor.Judgement
-	approved  bool
-	paused    bool
-	promote   bool // now, without waiting for the bakes
 	release   bool
 	stop      registry.Outcome // set when a person or the judge ended it
 	message   string
 	interrupt workflow.CancelFunc // stops what runs
-	baking    bool                // what runs is a bake, which a pause may stop; a shift of traffic is only stopped by the end
+	watching  bool                // what runs looks at traffic, which any decision may stop; a shift is only stopped by the end
+}
+
+// stage is one state of the route.
+type stage struct {
+	step  string // the change id is {run id}/{step}
+	phase string
+	arms  []registry.Arm
+	ready []int // versions that must be warm before it ends
+	bake  bool
 }
 
 // Rollout moves a model's traffic from its stable version to a candidate, or back.
 func Rollout(ctx workflow.Context, in RolloutInput) (RolloutResult, error) {
 	r := &rollout{in: in, phase: "preflight"}
+	if in.Resume != nil {
+		r.RolloutState, r.resumed, r.in.Resume = *in.Resume, true, nil
+	}
 	if err := r.handlers(ctx); err != nil {
 		return RolloutResult{}, err
 	}
 	err := r.run(ctx)
+	if workflow.IsContinueAsNewError(err) {
+		return RolloutResult{}, err
+	}
 	out, err := r.end(ctx, err)
 	last, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
@@ -116,318 +141,449 @@ func Rollout(ctx workflow.Context, in RolloutInput) (RolloutResult, error) {
 	return out, err
 }
 
-// handlers are set before the first block, so that no message is missed.
-func (r *rollout) handlers(ctx workflow.Context) error {
-	err := workflow.SetQueryHandler(ctx, ProgressQuery, func() (RolloutProgress, error) {
-		return RolloutProgress{Phase: r.phase, Step: r.step, Paused: r.paused, Revision: r.revision, Judgement: r.judgement}, nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, name := range RolloutUpdates {
-		err := workflow.SetUpdateHandlerWithOptions(ctx, name,
-			func(_ workflow.Context, d Decision) (string, error) { return r.decide(name, d), nil },
-			workflow.UpdateHandlerOptions{Validator: func(d Decision) error { return r.validate(name, d) }})
-		if err != nil {
-			return err
-		}
-	}
-	moved := workflow.GetSignalChannel(ctx, RouteMovedSignal)
-	workflow.Go(ctx, func(ctx workflow.Context) {
-		var d Decision
-		moved.Receive(ctx, &d)
-		r.conclude(registry.Superseded, fmt.Sprintf("the route was taken by %s: %s", d.Actor, d.Reason))
-	})
-	return nil
-}
-
-func (r *rollout) validate(name string, d Decision) error {
-	switch {
-	case d.Actor == "":
-		return fmt.Errorf("%s needs an actor", name)
-	case name == ReleaseUpdate && r.phase != phaseOperator:
-		return fmt.Errorf("nothing to release: the roll-out is in phase %q", r.phase)
-	case name == ReleaseUpdate:
-		return nil
-	case r.stop != "":
-		return fmt.Errorf("the roll-out is ending: %s", r.message)
-	case r.phase == phasePromote:
-		return errors.New("too late: the candidate is being promoted")
-	case (name == ApproveUpdate || name == RejectUpdate) && r.phase != phaseApproval:
-		return fmt.Errorf("no approval is asked for: the roll-out is in phase %q", r.phase)
-	case name == PauseUpdate && r.paused:
-		return errors.New("the roll-out is paused already")
-	case name == ResumeUpdate && !r.paused:
-		return errors.New("the roll-out is not paused")
-	}
-	return nil
-}
-
-// Phases that code asks for; the others are text for people.
-const (
-	phaseApproval = "waiting for approval"
-	phasePromote  = "promoting"
-	phaseOperator = "needs an operator"
-)
-
-func (r *rollout) decide(name string, d Decision) string {
-	switch name {
-	case ApproveUpdate:
-		r.approved = true
-	case RejectUpdate:
-		r.conclude(registry.Rejected, fmt.Sprintf("rejected by %s: %s", d.Actor, d.Reason))
-	case AbortUpdate:
-		r.conclude(registry.Aborted, fmt.Sprintf("aborted by %s: %s", d.Actor, d.Reason))
-	case PauseUpdate:
-		r.paused = true
-		r.wakeBake()
-	case ResumeUpdate:
-		r.paused = false
-	case PromoteNowUpdate:
-		r.promote, r.paused = true, false
-		r.wakeBake()
-	case ReleaseUpdate:
-		r.release = true
-	}
-	return r.phase
-}
-
-// conclude decides how the roll-out ends, unless that is decided.
-func (r *rollout) conclude(o registry.Outcome, message string) {
-	if r.stop == "" && r.phase != phasePromote {
-		r.stop, r.message = o, message
-		r.wake()
-	}
-}
-
-func (r *rollout) wakeBake() {
-	if r.baking {
-		r.wake()
-	}
-}
-
-func (r *rollout) wake() {
-	if r.interrupt != nil {
-		r.interrupt()
-	}
-}
-
 func (r *rollout) run(ctx workflow.Context) error {
-	var traffic *activities.Traffic
-	first := registry.FullWeight
-	if len(r.in.Steps) > 0 {
-		first = r.in.Steps[0]
-	}
-	err := workflow.ExecuteActivity(quick(ctx), traffic.Preflight, activities.PreflightInput{
-		RunID: r.in.RunID, Model: r.in.Model, Candidate: r.in.Candidate, Judge: r.in.Judge,
-		Requests: r.in.BakeRequests * int64(len(r.in.Steps)), FirstStep: first,
-	}).Get(ctx, &r.start)
-	if err != nil {
-		r.conclude(registry.Rejected, activities.Reason(err))
-		return err
-	}
-	r.revision = r.start.Route.Revision
-	if r.in.RequireApproval {
-		if err := r.awaitApproval(ctx); err != nil || r.stop != "" {
+	if !r.resumed {
+		if err := r.begin(ctx); err != nil || r.stop != "" {
 			return err
 		}
 	}
-	if stable := r.start.Route.StableVersion(); stable != 0 && stable != r.in.Candidate {
-		if err := r.steps(ctx); err != nil || r.stop != "" {
+	stages := r.stages()
+	for r.Stage < len(stages) && r.stop == "" && (!r.Promote || r.Stage == 0) { // nobody is promoted cold
+		if err := r.stageOnce(ctx, stages[r.Stage]); err != nil || r.stop != "" {
 			return err
 		}
+		r.Stage++
+		r.Set, r.Extra, r.Extended, r.Held = false, 0, false, ""
+	}
+	if r.stop != "" {
+		return nil
 	}
 	return r.finish(ctx)
 }
 
-func (r *rollout) awaitApproval(ctx workflow.Context) error {
-	r.enter(ctx, phaseApproval)
-	var runs *activities.Runs
-	note := activities.NoteRunInput{RunID: r.in.RunID, State: registry.RunWaiting, Phase: phaseApproval}
-	if err := workflow.ExecuteActivity(quick(ctx), runs.NoteRun, note).Get(ctx, nil); err != nil {
+// begin is all that happens before traffic moves.
+func (r *rollout) begin(ctx workflow.Context) error {
+	var traffic *activities.Traffic
+	err := workflow.ExecuteActivity(quick(ctx), traffic.Preflight, activities.PreflightInput{
+		RunID: r.in.RunID, Model: r.in.Model, Candidate: r.in.Candidate, Plan: r.in.Plan,
+	}).Get(ctx, &r.Start)
+	if err != nil {
+		r.conclude(registry.Rejected, activities.Reason(err))
 		return err
 	}
-	decided := func() bool { return r.approved || r.stop != "" }
-	if r.in.ApprovalSeconds == 0 {
-		return workflow.Await(ctx, decided)
+	r.Revision = r.Start.Route.Revision
+	if r.in.Plan.ApproveBefore != beforePromotion {
+		if err := r.awaitApproval(ctx); err != nil || r.stop != "" {
+			return err
+		}
 	}
-	ok, err := workflow.AwaitWithTimeout(ctx, time.Duration(r.in.ApprovalSeconds)*time.Second, decided)
-	if err == nil && !ok {
-		r.conclude(registry.Rejected, fmt.Sprintf("nobody approved it within %d seconds", r.in.ApprovalSeconds))
+	return r.awaitGate(ctx, r.Start.Gate)
+}
+
+// stable returns the version that had the traffic when the roll-out began.
+func (r *rollout) stable() int { return r.Start.Route.StableVersion() }
+
+// stages are what the strategy's data say. Whoever gets traffic is warmed with none first.
+func (r *rollout) stages() []stage {
+	stable, plan := r.stable(), r.in.Plan
+	if stable == 0 || stable == r.in.Candidate && plan.Experiment == nil {
+		return nil
+	}
+	with := func(arms ...registry.Arm) []registry.Arm {
+		rest := registry.FullWeight
+		for _, a := range arms {
+			if a.Role != registry.Shadow {
+				rest -= a.Weight
+			}
+		}
+		return append([]registry.Arm{{Version: stable, Role: registry.Stable, Weight: rest}}, arms...)
+	}
+	candidate := registry.Arm{Version: r.in.Candidate, Role: registry.Candidate}
+	warm := stage{step: "warm", phase: "warming the candidate", arms: with(candidate), ready: []int{r.in.Candidate}}
+	switch {
+	case plan.Experiment != nil:
+		warm.ready, warm.phase = nil, "warming the variants"
+		cold := slices.Clone(plan.Variants)
+		for i := range cold {
+			warm.ready = append(warm.ready, cold[i].Version)
+			cold[i].Weight = 0
+		}
+		warm.arms = with(cold...)
+		return []stage{warm, {step: "experiment", phase: "experiment", arms: with(plan.Variants...), bake: true}}
+	case plan.Shadow > 0:
+		candidate.Role = registry.Shadow
+		warm.arms = with(candidate)
+		candidate.Weight = plan.Shadow
+		return []stage{warm, {step: "shadow", phase: fmt.Sprintf("mirroring %.4g %%", float64(plan.Shadow)/100), arms: with(candidate), bake: true}}
+	}
+	out := []stage{warm}
+	for i, weight := range plan.Steps {
+		candidate.Weight = weight
+		out = append(out, stage{
+			step: fmt.Sprintf("step-%d", i+1), phase: fmt.Sprintf("step %d of %d: %.4g %%", i+1, len(plan.Steps), float64(weight)/100),
+			arms: with(candidate), bake: true,
+		})
+	}
+	return out
+}
+
+// stageOnce sets a stage's traffic and bakes it.
+func (r *rollout) stageOnce(ctx workflow.Context, s stage) error {
+	if !r.Set {
+		if err := r.await(ctx, func() bool { return !r.Paused }, time.Time{}); err != nil || r.stop != "" {
+			return err
+		}
+		r.enter(ctx, s.phase)
+		if err := r.shift(ctx, s.step, s.arms, s.ready); err != nil || r.stop != "" {
+			return err
+		}
+		r.Set = true
+	}
+	r.enter(ctx, s.phase)
+	if !s.bake || r.Promote {
+		return nil
+	}
+	if r.First == 0 {
+		r.First = r.Revision
+	}
+	return r.bake(ctx)
+}
+
+// shift sets the route; it is the run's as long as it has arms beside the stable one.
+func (r *rollout) shift(ctx workflow.Context, step string, arms []registry.Arm, ready []int) error {
+	var traffic *activities.Traffic
+	var done activities.ShiftResult
+	in := activities.ShiftInput{
+		RunID: r.in.RunID, Step: step, Phase: r.phase, Progress: float64(r.Stage) / float64(len(r.in.Plan.Steps)+2), Model: r.in.Model,
+		Expected: r.Revision, Owned: true, Salt: r.in.RunID, Actor: r.in.Actor, Reason: r.phase, Arms: arms, Ready: ready,
+	}
+	r.Touched = true
+	err := r.interruptible(ctx, func(ctx workflow.Context) error {
+		return workflow.ExecuteActivity(waiting(ctx), traffic.ShiftTraffic, in).Get(ctx, &done)
+	})
+	if err == nil && done.Revision > 0 {
+		r.Revision, r.Since, r.Arms = done.Revision, done.At, arms
 	}
 	return err
 }
 
-// steps warms the candidate with no traffic, then raises its weight step by step.
-func (r *rollout) steps(ctx workflow.Context) error {
-	if err := r.shift(ctx, "warm", "warming the candidate", 0); err != nil {
-		return err
+// interruptible runs f under a context that a decision may cancel; that is no error.
+func (r *rollout) interruptible(ctx workflow.Context, f func(workflow.Context) error) error {
+	inner, cancel := workflow.WithCancel(ctx)
+	r.interrupt = cancel
+	err := f(inner)
+	r.interrupt = nil
+	if err != nil && ctx.Err() == nil && inner.Err() != nil && temporal.IsCanceledError(err) {
+		return nil
 	}
-	for i, weight := range r.in.Steps {
-		r.step = i + 1
-		if r.promote || r.stop != "" {
-			return nil
-		}
-		phase := fmt.Sprintf("step %d of %d: %.4g %%", r.step, len(r.in.Steps), float64(weight)/100)
-		if err := r.shift(ctx, fmt.Sprintf("step-%d", r.step), phase, weight); err != nil {
+	return err
+}
+
+// bake watches the present stage until it passes or the roll-out is decided. A paused or held roll-out is watched too:
+// what is certainly worse goes back although nobody is there.
+func (r *rollout) bake(ctx workflow.Context) error {
+	for r.stop == "" && !r.Promote {
+		if err := r.continueAsNew(ctx); err != nil {
 			return err
 		}
-		if r.first == 0 {
-			r.first = r.revision
+		j, err := r.look(ctx, r.Paused || r.Held != "", 0)
+		if err != nil {
+			return err
 		}
-		if err := r.bake(ctx); err != nil || r.stop != "" {
+		switch {
+		case j == nil: // woken by a decision: what holds now decides
+		case j.Verdict == monitor.Pass:
+			r.Winner = j.Winner
+			return nil
+		case j.Verdict == monitor.Inconclusive:
+			if err := r.inconclusive(ctx, *j); err != nil {
+				return err
+			}
+		case r.in.Plan.Experiment != nil && r.in.Plan.Experiment.Bandit && !r.Paused && r.Held == "":
+			if err := r.allocate(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// forever is longer than any roll-out.
+const forever = 10 * 365 * 24 * 3600
+
+// look lets an activity judge the present traffic, and ends the roll-out when it must. It returns nil when a decision
+// woke it. While it only waits nothing passes and no time runs out.
+func (r *rollout) look(ctx workflow.Context, waits bool, slice int64) (*monitor.Judgement, error) {
+	plan := r.in.Plan
+	in := activities.BakeInput{
+		RunID: r.in.RunID, Model: r.in.Model, Versions: []int{r.in.Candidate}, Reference: r.stable(), FirstRevision: r.First,
+		Revision: r.Revision, Began: r.Start.Began, Since: r.Since, Seconds: plan.BakeSeconds, Requests: plan.BakeRequests,
+		Last: r.Stage >= len(plan.Steps), Experiment: plan.Experiment, Judge: r.Start.Judge, Slice: slice,
+	}
+	if plan.MaxBakeSeconds > 0 {
+		in.MaxSeconds = plan.MaxBakeSeconds + r.Extra
+	}
+	if plan.Experiment != nil {
+		in.Versions = nil
+		for _, v := range plan.Variants {
+			in.Versions = append(in.Versions, v.Version)
+		}
+		if plan.Experiment.Bandit && slice == 0 {
+			in.Slice = plan.Experiment.EverySeconds
+		}
+	}
+	if waits {
+		in.Seconds, in.MaxSeconds = forever, 0
+	}
+	var traffic *activities.Traffic
+	var result *activities.BakeResult
+	r.watching = true
+	err := r.interruptible(ctx, func(ctx workflow.Context) error {
+		return workflow.ExecuteActivity(baking(ctx), traffic.Bake, in).Get(ctx, &result)
+	})
+	r.watching = false
+	if err != nil || result == nil || r.stop != "" {
+		return nil, err
+	}
+	j := result.Judgement
+	r.Judgement = &j
+	switch j.Verdict {
+	case monitor.Rollback:
+		r.conclude(registry.RolledBack, j.Reason)
+	case activities.Moved:
+		r.conclude(registry.Superseded, j.Reason)
+	case monitor.Continue, monitor.Pass, monitor.Inconclusive:
+		r.enter(ctx, r.phase)
+	}
+	return &j, nil
+}
+
+// inconclusive does what the policy says when the time is up.
+func (r *rollout) inconclusive(ctx workflow.Context, j monitor.Judgement) error {
+	switch {
+	case r.in.Plan.OnInconclusive == registry.HoldThen:
+		r.Held = j.Reason
+		return r.note(ctx, registry.RunWaiting, phaseHeld+": "+j.Reason)
+	case r.in.Plan.OnInconclusive == registry.ExtendThen && !r.Extended:
+		r.Extended = true
+		r.Extra += r.in.Plan.MaxBakeSeconds
+		return nil
+	}
+	r.conclude(registry.Inconclusive, j.Reason)
+	return nil
+}
+
+// allocate gives the arms of a bandit new weights.
+func (r *rollout) allocate(ctx workflow.Context) error {
+	r.Seq++
+	in := activities.AllocateInput{RunID: r.in.RunID, Seq: r.Seq, Stable: r.stable(), Experiment: *r.in.Plan.Experiment}
+	for _, v := range r.in.Plan.Variants {
+		in.Versions = append(in.Versions, v.Version)
+	}
+	var traffic *activities.Traffic
+	var arms []registry.Arm
+	if err := workflow.ExecuteActivity(quick(ctx), traffic.Allocate, in).Get(ctx, &arms); err != nil {
+		return err
+	}
+	if slices.Equal(arms, r.Arms) {
+		return nil
+	}
+	since := r.Since // the experiment's time goes on
+	err := r.shift(ctx, fmt.Sprintf("allocate-%d", r.Seq), arms, nil)
+	r.Since = since
+	return err
+}
+
+// await waits until done, or until a time that is not zero, and meanwhile watches what has traffic. It returns with
+// r.stop set when the roll-out was decided.
+func (r *rollout) await(ctx workflow.Context, done func() bool, until time.Time) error {
+	for !done() && r.stop == "" {
+		left := until.Sub(workflow.Now(ctx))
+		if !until.IsZero() && left <= 0 {
+			return nil
+		}
+		if r.First == 0 {
+			decided := func() bool { return done() || r.stop != "" }
+			if until.IsZero() {
+				return workflow.Await(ctx, decided)
+			}
+			_, err := workflow.AwaitWithTimeout(ctx, left, decided)
+			return err
+		}
+		if err := r.continueAsNew(ctx); err != nil {
+			return err
+		}
+		slice := int64(0)
+		if !until.IsZero() {
+			slice = min(int64(left/time.Second)+1, 15*60)
+		}
+		if _, err := r.look(ctx, true, slice); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// shift gives the candidate a weight; weight 0 waits until it is warm.
-func (r *rollout) shift(ctx workflow.Context, step, phase string, weight int) error {
-	if err := workflow.Await(ctx, func() bool { return !r.paused || r.stop != "" }); err != nil || r.stop != "" {
+func (r *rollout) awaitApproval(ctx workflow.Context) error {
+	if r.in.Plan.Approvals == 0 || len(r.Approvals) >= r.in.Plan.Approvals {
+		return nil
+	}
+	if err := r.note(ctx, registry.RunWaiting, phaseApproval); err != nil {
 		return err
 	}
-	r.enter(ctx, phase)
-	in := activities.ShiftInput{
-		RunID: r.in.RunID, Step: step, Phase: phase, Progress: float64(r.step) / float64(len(r.in.Steps)+1), Model: r.in.Model,
-		Expected: r.revision, Owned: true, Salt: r.in.RunID, Actor: r.in.Actor, Reason: phase,
-		Arms: []registry.Arm{
-			{Version: r.start.Route.StableVersion(), Role: registry.Stable, Weight: registry.FullWeight - weight},
-			{Version: r.in.Candidate, Role: registry.Candidate, Weight: weight},
-		},
+	until := time.Time{}
+	if r.in.Plan.ApprovalSeconds > 0 {
+		until = workflow.Now(ctx).Add(time.Duration(r.in.Plan.ApprovalSeconds) * time.Second)
 	}
-	if weight == 0 {
-		in.Ready = r.in.Candidate
-	}
-	return r.apply(ctx, in)
-}
-
-func (r *rollout) apply(ctx workflow.Context, in activities.ShiftInput) error {
-	var traffic *activities.Traffic
-	var done activities.ShiftResult
-	err := r.interruptible(ctx, func(ctx workflow.Context) error {
-		return workflow.ExecuteActivity(waiting(ctx), traffic.ShiftTraffic, in).Get(ctx, &done)
-	})
-	if err == nil && done.Revision > 0 {
-		r.revision, r.since = done.Revision, done.At
+	approved := func() bool { return len(r.Approvals) >= r.in.Plan.Approvals }
+	err := r.await(ctx, approved, until)
+	if err == nil && r.stop == "" && !approved() {
+		r.conclude(registry.Rejected, fmt.Sprintf("%d of %d approved it within %d seconds", len(r.Approvals), r.in.Plan.Approvals, r.in.Plan.ApprovalSeconds))
 	}
 	return err
 }
 
-// interruptible runs f under a context that a decision cancels; a cancellation by a decision is no error. After a pause
-// f begins again.
-func (r *rollout) interruptible(ctx workflow.Context, f func(workflow.Context) error) error {
-	for {
-		inner, cancel := workflow.WithCancel(ctx)
-		r.interrupt = cancel
-		err := f(inner)
-		r.interrupt = nil
-		if err == nil || ctx.Err() != nil || inner.Err() == nil {
-			return err
-		}
-		if r.stop != "" {
-			return nil
-		}
-		if err := workflow.Await(ctx, func() bool { return !r.paused || r.stop != "" }); err != nil || r.stop != "" {
-			return err
-		}
-		if r.promote {
-			return nil
-		}
-	}
-}
+// lookAgain is how often a closed gate is looked at: the policy may change.
+const lookAgain = 5 * time.Minute
 
-// bake watches the present step until it passes or the roll-out is decided.
-func (r *rollout) bake(ctx workflow.Context) error {
+// awaitGate waits until the model's policy lets traffic move.
+func (r *rollout) awaitGate(ctx workflow.Context, gate activities.Gate) error {
 	var traffic *activities.Traffic
-	in := activities.BakeInput{
-		RunID: r.in.RunID, Model: r.in.Model, Candidate: r.in.Candidate, FirstRevision: r.first, Revision: r.revision,
-		Since: r.since, Seconds: r.in.BakeSeconds, Requests: r.in.BakeRequests, MaxSeconds: r.in.MaxBakeSeconds,
-		Last: r.step == len(r.in.Steps), Judge: r.start.Judge,
-	}
-	for {
-		// What was said while traffic was shifted holds now.
-		if err := workflow.Await(ctx, func() bool { return !r.paused || r.promote || r.stop != "" }); err != nil || r.promote || r.stop != "" {
+	for !gate.Opens.IsZero() && r.stop == "" {
+		if err := r.note(ctx, registry.RunWaiting, phaseGate+": "+gate.Why); err != nil {
 			return err
 		}
-		var result activities.BakeResult
-		r.baking = true
-		err := r.interruptible(ctx, func(ctx workflow.Context) error {
-			return workflow.ExecuteActivity(baking(ctx), traffic.Bake, in).Get(ctx, &result)
-		})
-		r.baking = false
-		if err != nil || r.promote || r.stop != "" {
+		until := workflow.Now(ctx).Add(lookAgain)
+		if gate.Opens.Before(until) {
+			until = gate.Opens
+		}
+		if err := r.await(ctx, func() bool { return false }, until); err != nil || r.stop != "" {
 			return err
 		}
-		j := result.Judgement
-		r.judgement = &j
-		switch j.Verdict {
-		case monitor.Pass:
-			return nil
-		case monitor.Rollback:
-			r.conclude(registry.RolledBack, j.Reason)
-			return nil
-		case monitor.Inconclusive:
-			r.conclude(registry.Inconclusive, j.Reason)
-			return nil
-		case activities.Moved:
-			r.conclude(registry.Superseded, j.Reason)
-			return nil
-		case monitor.Continue:
+		if err := workflow.ExecuteActivity(quick(ctx), traffic.LookAtGate, r.in.Model).Get(ctx, &gate); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
-// baking is for bakes: each activity lasts a few minutes, and is tried again for as long as it takes.
-func baking(ctx workflow.Context) workflow.Context {
-	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
-		StartToCloseTimeout: 10 * time.Minute, HeartbeatTimeout: 10 * time.Second, RetryPolicy: &patient,
-	})
-}
-
-// finish promotes the candidate. From here on nothing interrupts it.
-func (r *rollout) finish(ctx workflow.Context) error {
-	if r.stop != "" {
+// continueAsNew ends this execution in the next one when its history is long.
+func (r *rollout) continueAsNew(ctx workflow.Context) error {
+	info := workflow.GetInfo(ctx)
+	if r.in.ContinueAfter == 0 || info.GetCurrentHistoryLength() < r.in.ContinueAfter && !info.GetContinueAsNewSuggested() {
 		return nil
 	}
-	r.enter(ctx, phasePromote)
+	if err := workflow.Await(ctx, func() bool { return workflow.AllHandlersFinished(ctx) }); err != nil {
+		return err
+	}
+	next := r.in
+	state := r.RolloutState
+	next.Resume = &state
+	return workflow.NewContinueAsNewError(ctx, RolloutName, next)
+}
+
+// finish promotes the candidate, or the winner of an experiment. Once the route moves nothing interrupts it.
+func (r *rollout) finish(ctx workflow.Context) error {
+	version, err := r.promotable(ctx)
+	if err != nil || r.stop != "" {
+		return err
+	}
+	arms := registry.StableOnly(version)
+	previous := r.stable()
+	if r.in.Plan.WatchSeconds > 0 && r.in.Plan.Holdback > 0 && previous != 0 && previous != version {
+		arms = []registry.Arm{
+			{Version: version, Role: registry.Stable, Weight: registry.FullWeight - r.in.Plan.Holdback},
+			{Version: previous, Role: registry.Holdback, Weight: r.in.Plan.Holdback},
+		}
+	}
 	last, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
 	var traffic *activities.Traffic
-	var done activities.ShiftResult
-	err := workflow.ExecuteActivity(waiting(last), traffic.ShiftTraffic, activities.ShiftInput{
-		RunID: r.in.RunID, Step: "promote", Phase: phasePromote, Progress: 0.95, Model: r.in.Model, Expected: r.revision,
-		Arms: registry.StableOnly(r.in.Candidate), Actor: r.in.Actor, Reason: "promoted: " + r.in.Reason, Ready: r.in.Candidate,
-	}).Get(last, &done)
-	if err != nil {
-		return err
+	for r.Touched = true; ; {
+		r.enter(ctx, phasePromote)
+		var done activities.ShiftResult
+		if err := workflow.ExecuteActivity(waiting(last), traffic.ShiftTraffic, activities.ShiftInput{
+			RunID: r.in.RunID, Step: "promote", Phase: phasePromote, Progress: 0.95, Model: r.in.Model, Expected: r.Revision,
+			Arms: arms, Salt: r.in.RunID, Actor: r.in.Actor, Reason: "promoted: " + r.in.Reason, Ready: []int{version}, Gated: !r.in.Plan.Urgent,
+		}).Get(last, &done); err != nil {
+			return err
+		}
+		if done.Gate.Opens.IsZero() {
+			r.Revision, r.Since = done.Revision, done.At
+			break
+		}
+		r.phase = phaseGate // until it opens people decide again
+		if err := r.awaitGate(ctx, done.Gate); err != nil || r.stop != "" {
+			return err
+		}
 	}
-	r.revision, r.since = done.Revision, done.At
-	r.stop, r.message = registry.Promoted, fmt.Sprintf("version %d is the champion", r.in.Candidate)
-	return r.startWatch(ctx)
+	r.stop, r.message = registry.Promoted, fmt.Sprintf("version %d is the champion", version)
+	return r.startWatch(ctx, version, len(arms) > 1)
+}
+
+// promotable returns the version to promote, after the approval that the policy wants before it. It concludes a
+// roll-out that is not to promote.
+func (r *rollout) promotable(ctx workflow.Context) (int, error) {
+	plan, version := r.in.Plan, r.in.Candidate
+	if plan.Experiment != nil {
+		version = r.Winner
+	}
+	switch {
+	case plan.Experiment != nil && version == r.stable():
+		r.conclude(registry.Passed, r.Judgement.Reason)
+	case !plan.Promote && !r.Promote:
+		r.conclude(registry.Passed, r.Judgement.Reason)
+	case plan.ApproveBefore == beforePromotion:
+		return version, r.awaitApproval(ctx)
+	}
+	return version, nil
 }
 
 // startWatch starts the watch, which outlives the roll-out: its context is never cancelled, because that would cancel
 // the watch too.
-func (r *rollout) startWatch(ctx workflow.Context) error {
-	previous := r.start.Route.StableVersion()
-	if r.in.WatchSeconds == 0 || previous == 0 || previous == r.in.Candidate {
+func (r *rollout) startWatch(ctx workflow.Context, version int, compared bool) error {
+	previous := r.stable()
+	if r.in.Plan.WatchSeconds == 0 || previous == 0 || previous == version {
 		return nil
 	}
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID: WatchID(r.in.Model, r.revision), ParentClosePolicy: enums.PARENT_CLOSE_POLICY_ABANDON,
-		TypedSearchAttributes: Attributes(registry.KindWatch, r.in.Model, r.in.Candidate, r.in.Actor, r.in.RunID+"-watch"),
+		WorkflowID: WatchID(r.in.Model, r.Revision), ParentClosePolicy: enums.PARENT_CLOSE_POLICY_ABANDON,
+		TypedSearchAttributes: Attributes(registry.KindWatch, r.in.Model, version, r.in.Actor, r.in.RunID+"-watch"),
+		StaticSummary:         fmt.Sprintf("watch %s version %d", r.in.Model, version),
 	})
 	in := WatchInput{
-		RunID: r.in.RunID + "-watch", Model: r.in.Model, Version: r.in.Candidate, Previous: previous, Revision: r.revision,
-		Since: r.since, Seconds: r.in.WatchSeconds, Judge: r.start.Judge, Actor: r.in.Actor,
+		RunID: r.in.RunID + "-watch", Model: r.in.Model, Version: version, Previous: previous, Revision: r.Revision,
+		Since: r.Since, Seconds: r.in.Plan.WatchSeconds, Compared: compared, Judge: r.Start.Judge, Actor: r.in.Actor,
 	}
 	return workflow.ExecuteChildWorkflow(child, WatchName, in).GetChildWorkflowExecution().Get(ctx, nil)
 }
 
-// enter says what the roll-out does now.
+// note marks the run and enters a phase.
+func (r *rollout) note(ctx workflow.Context, state registry.RunState, phase string) error {
+	r.enter(ctx, phase)
+	var runs *activities.Runs
+	note := activities.NoteRunInput{RunID: r.in.RunID, State: state, Phase: phase}
+	return workflow.ExecuteActivity(quick(ctx), runs.NoteRun, note).Get(ctx, nil)
+}
+
+// enter says what the roll-out does now, in the Temporal UI too.
 func (r *rollout) enter(ctx workflow.Context, phase string) {
 	r.phase = phase
-	workflow.SetCurrentDetails(ctx, fmt.Sprintf("**%s** version %d: %s", r.in.Model, r.in.Candidate, phase))
+	text := fmt.Sprintf("**%s** version %d, %s: %s", r.in.Model, r.in.Candidate, r.in.Plan.Strategy, phase)
+	if r.Paused {
+		text += " (paused)"
+	}
+	if j := r.Judgement; j != nil {
+		text += fmt.Sprintf("\n\n%s: %s\n\n| | stable | candidate |\n|---|---|---|\n| requests | %d | %d |\n| errors | %d | %d |\n| p99 ms | %.1f | %.1f |\n\ne-value of errors %.3g of %.3g",
+			j.Verdict, j.Reason, j.Stable.Requests, j.Candidate.Requests, j.Stable.Errors, j.Candidate.Errors, j.StableP99, j.CandidateP99, j.ErrorE, j.ErrorLimit)
+	}
+	workflow.SetCurrentDetails(ctx, text)
+}
+
+// baking is for bakes: each activity lasts a quarter of an hour, and is tried again for as long as it takes.
+func baking(ctx workflow.Context) workflow.Context {
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		StartToCloseTimeout: 20 * time.Minute, HeartbeatTimeout: 10 * time.Second, RetryPolicy: &patient,
+	})
 }

@@ -15,13 +15,13 @@ func (r *rollout) end(ctx workflow.Context, failure error) (RolloutResult, error
 	last, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
 	r.explain(failure)
-	if r.stop != registry.Promoted && r.stop != registry.Rejected {
+	if r.stop != registry.Promoted && r.Touched {
 		r.undo(last)
 	}
-	out := RolloutResult{Outcome: r.stop, Message: r.message, Revision: r.revision, Warnings: r.start.Warnings, Judgement: r.judgement}
+	out := RolloutResult{Outcome: r.stop, Message: r.message, Revision: r.Revision, Warnings: r.Start.Warnings, Judgement: r.Judgement}
 	state := registry.RunFailed
 	switch r.stop {
-	case registry.Promoted:
+	case registry.Promoted, registry.Passed:
 		state = registry.RunSucceeded
 	case registry.Aborted, registry.Superseded:
 		state = registry.RunCancelled
@@ -31,7 +31,7 @@ func (r *rollout) end(ctx workflow.Context, failure error) (RolloutResult, error
 	var runs *activities.Runs
 	return out, workflow.ExecuteActivity(quick(last), runs.EndRun, activities.EndRunInput{
 		RunID: r.in.RunID, State: state, Outcome: r.stop, Message: r.message,
-		Result: &activities.RunResult{Revision: r.revision, Warnings: r.start.Warnings, Judgement: r.judgement},
+		Result: &activities.RunResult{Revision: r.Revision, Warnings: r.Start.Warnings, Judgement: r.Judgement},
 	}).Get(last, nil)
 }
 
@@ -55,12 +55,12 @@ func (r *rollout) undo(ctx workflow.Context) {
 	for {
 		var done activities.ShiftResult
 		err := workflow.ExecuteActivity(waiting(ctx), traffic.RestoreRoute, activities.RestoreInput{
-			RunID: r.in.RunID, Step: "undo", Model: r.in.Model, Arms: registry.StableOnly(r.start.Route.StableVersion()),
-			Revision: r.revision, Actor: r.in.Actor, Reason: r.message,
+			RunID: r.in.RunID, Step: "undo", Model: r.in.Model, Arms: r.Start.Back(),
+			Revision: r.Revision, Actor: r.in.Actor, Reason: r.message,
 		}).Get(ctx, &done)
 		switch {
 		case err == nil:
-			r.revision = done.Revision
+			r.Revision = done.Revision
 			return
 		case activities.CodeOf(err) == registry.Conflict:
 			if r.stop != registry.Superseded {

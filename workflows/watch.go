@@ -27,6 +27,7 @@ type WatchInput struct {
 	Revision int64               `json:"revision"`
 	Since    time.Time           `json:"since"`
 	Seconds  int64               `json:"seconds"`
+	Compared bool                `json:"compared"` // the previous version keeps some traffic, to compare with
 	Judge    monitor.JudgeConfig `json:"judge"`
 	Actor    string              `json:"actor"`
 }
@@ -70,11 +71,15 @@ func Watch(ctx workflow.Context, in WatchInput) (WatchResult, error) {
 func watchUntil(ctx workflow.Context, in WatchInput) (WatchResult, registry.RunState, error) {
 	var traffic *activities.Traffic
 	bake := activities.BakeInput{
-		RunID: in.RunID, Model: in.Model, Candidate: in.Version, Revision: in.Revision, Since: in.Since, Seconds: in.Seconds, Judge: in.Judge,
+		RunID: in.RunID, Model: in.Model, Versions: []int{in.Version}, FirstRevision: in.Revision, Revision: in.Revision, Began: in.Since,
+		Since: in.Since, Seconds: in.Seconds, MaxSeconds: in.Seconds, Judge: in.Judge,
+	}
+	if in.Compared {
+		bake.Reference = in.Previous
 	}
 	for {
 		var result activities.BakeResult
-		if err := workflow.ExecuteActivity(baking(ctx), traffic.WatchPromoted, bake).Get(ctx, &result); err != nil {
+		if err := workflow.ExecuteActivity(baking(ctx), traffic.Bake, bake).Get(ctx, &result); err != nil {
 			if temporal.IsCanceledError(err) {
 				return WatchResult{Outcome: registry.Aborted, Message: "cancelled in Temporal"}, registry.RunCancelled, nil
 			}
@@ -82,15 +87,32 @@ func watchUntil(ctx workflow.Context, in WatchInput) (WatchResult, registry.RunS
 		}
 		j := result.Judgement
 		switch j.Verdict {
-		case monitor.Pass:
-			return WatchResult{Message: "nothing went wrong"}, registry.RunSucceeded, nil
+		case monitor.Pass, monitor.Inconclusive:
+			return endHoldback(ctx, in, j.Reason)
 		case activities.Moved:
 			return WatchResult{Outcome: registry.Superseded, Message: j.Reason}, registry.RunCancelled, nil
 		case monitor.Rollback:
 			return watchBack(ctx, in, j.Reason)
-		case monitor.Continue, monitor.Inconclusive:
+		case monitor.Continue:
 		}
 	}
+}
+
+// endHoldback gives the new champion what the previous one kept.
+func endHoldback(ctx workflow.Context, in WatchInput, why string) (WatchResult, registry.RunState, error) {
+	out := WatchResult{Message: "nothing went wrong: " + why}
+	if !in.Compared {
+		return out, registry.RunSucceeded, nil
+	}
+	var traffic *activities.Traffic
+	err := workflow.ExecuteActivity(waiting(ctx), traffic.ShiftTraffic, activities.ShiftInput{
+		RunID: in.RunID, Step: "end", Phase: "ending the holdback", Progress: 0.95, Model: in.Model, Expected: in.Revision,
+		Arms: registry.StableOnly(in.Version), Actor: "watch", Reason: "the watch is over",
+	}).Get(ctx, nil)
+	if err != nil && activities.CodeOf(err) == registry.Conflict {
+		return WatchResult{Outcome: registry.Superseded, Message: activities.Reason(err)}, registry.RunCancelled, nil
+	}
+	return out, registry.RunSucceeded, err
 }
 
 func watchBack(ctx workflow.Context, in WatchInput, why string) (WatchResult, registry.RunState, error) {

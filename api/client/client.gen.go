@@ -18,22 +18,88 @@ import (
 	"github.com/orrery-ml/orrery/registry"
 )
 
+// Defines values for ExperimentGoal.
+const (
+	Higher ExperimentGoal = "higher"
+	Lower  ExperimentGoal = "lower"
+)
+
+// Valid indicates whether the value is a known member of the ExperimentGoal enum.
+func (e ExperimentGoal) Valid() bool {
+	switch e {
+	case Higher:
+		return true
+	case Lower:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for NewRolloutOnConflict.
+const (
+	Fail      NewRolloutOnConflict = "fail"
+	Supersede NewRolloutOnConflict = "supersede"
+)
+
+// Valid indicates whether the value is a known member of the NewRolloutOnConflict enum.
+func (e NewRolloutOnConflict) Valid() bool {
+	switch e {
+	case Fail:
+		return true
+	case Supersede:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for NewRolloutOnInconclusive.
+const (
+	Extend   NewRolloutOnInconclusive = "extend"
+	Hold     NewRolloutOnInconclusive = "hold"
+	Rollback NewRolloutOnInconclusive = "rollback"
+)
+
+// Valid indicates whether the value is a known member of the NewRolloutOnInconclusive enum.
+func (e NewRolloutOnInconclusive) Valid() bool {
+	switch e {
+	case Extend:
+		return true
+	case Hold:
+		return true
+	case Rollback:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for NewRolloutStrategy.
 const (
+	Ab        NewRolloutStrategy = "ab"
 	AllAtOnce NewRolloutStrategy = "all_at_once"
+	BlueGreen NewRolloutStrategy = "blue_green"
 	Canary    NewRolloutStrategy = "canary"
 	Linear    NewRolloutStrategy = "linear"
+	Shadow    NewRolloutStrategy = "shadow"
 	Steps     NewRolloutStrategy = "steps"
 )
 
 // Valid indicates whether the value is a known member of the NewRolloutStrategy enum.
 func (e NewRolloutStrategy) Valid() bool {
 	switch e {
+	case Ab:
+		return true
 	case AllAtOnce:
+		return true
+	case BlueGreen:
 		return true
 	case Canary:
 		return true
 	case Linear:
+		return true
+	case Shadow:
 		return true
 	case Steps:
 		return true
@@ -90,6 +156,9 @@ type AliasMove struct {
 // Decision defines model for Decision.
 type Decision struct {
 	Reason *string `json:"reason,omitempty"`
+
+	// Seconds For extend: by how much.
+	Seconds *int64 `json:"seconds,omitempty"`
 }
 
 // Event defines model for Event.
@@ -97,6 +166,35 @@ type Event = registry.Event
 
 // Evidence defines model for Evidence.
 type Evidence = registry.Evidence
+
+// Experiment defines model for Experiment.
+type Experiment struct {
+	// Bandit Weights follow Thompson sampling.
+	Bandit *bool `json:"bandit,omitempty"`
+
+	// EverySeconds Between two allocations of a bandit; 900 when left out.
+	EverySeconds *int64 `json:"every_seconds,omitempty"`
+
+	// FloorPercent What every arm keeps under a bandit; 5 when left out.
+	FloorPercent *float32 `json:"floor_percent,omitempty"`
+
+	// Goal Which way the business metric is better; higher when left out.
+	Goal *ExperimentGoal `json:"goal,omitempty"`
+
+	// Margin A variant that is certainly better by no more than this is no winner.
+	Margin   *float32       `json:"margin,omitempty"`
+	Variants []VariantShare `json:"variants"`
+}
+
+// ExperimentGoal Which way the business metric is better; higher when left out.
+type ExperimentGoal string
+
+// Feedback defines model for Feedback.
+type Feedback struct {
+	// Key The caller's sticky key; its first value in a roll-out counts.
+	Key   string  `json:"key"`
+	Value float64 `json:"value"`
+}
 
 // Key defines model for Key.
 type Key struct {
@@ -144,6 +242,7 @@ type Model struct {
 
 	// Retrain When and how the model is trained again.
 	Retrain RetrainPolicy `json:"retrain"`
+	Rollout RolloutPolicy `json:"rollout"`
 
 	// Route Arms with their versions, roles and weights in basis points; revision, owner, actor, reason.
 	Route Route `json:"route"`
@@ -156,7 +255,8 @@ type ModelConfiguration struct {
 	Retrain     *json.RawMessage `json:"retrain,omitempty"`
 
 	// Revision Revision the change was decided on; 0 or none takes what there is.
-	Revision *int64 `json:"revision,omitempty"`
+	Revision *int64           `json:"revision,omitempty"`
+	Rollout  *json.RawMessage `json:"rollout,omitempty"`
 }
 
 // NewBatch defines model for NewBatch.
@@ -200,9 +300,12 @@ type NewModel struct {
 
 	// Retrain Retrain policy; fields left out get their defaults.
 	Retrain *json.RawMessage `json:"retrain,omitempty"`
+
+	// Rollout Roll-out policy; fields left out get their defaults.
+	Rollout *json.RawMessage `json:"rollout,omitempty"`
 }
 
-// NewRollout defines model for NewRollout.
+// NewRollout What is left out is the model's roll-out policy.
 type NewRollout struct {
 	ApprovalSeconds *int64 `json:"approval_seconds,omitempty"`
 
@@ -210,31 +313,56 @@ type NewRollout struct {
 	BakeRequests *int64 `json:"bake_requests,omitempty"`
 
 	// BakeSeconds Least time of a step.
-	BakeSeconds *int64 `json:"bake_seconds,omitempty"`
+	BakeSeconds *int64      `json:"bake_seconds,omitempty"`
+	Experiment  *Experiment `json:"experiment,omitempty"`
 
-	// Judge Thresholds that differ from the defaults.
+	// HoldbackPercent The share that the old version keeps while watched.
+	HoldbackPercent *float32 `json:"holdback_percent,omitempty"`
+
+	// Judge Thresholds that differ from the policy's.
 	Judge *json.RawMessage `json:"judge,omitempty"`
 
-	// MaxBakeSeconds A step that has no verdict by then is inconclusive and rolled back; 0 waits.
-	MaxBakeSeconds  *int64  `json:"max_bake_seconds,omitempty"`
-	Reason          *string `json:"reason,omitempty"`
-	RequireApproval *bool   `json:"require_approval,omitempty"`
+	// MaxBakeSeconds A step that has no verdict by then is inconclusive; 0 waits.
+	MaxBakeSeconds *int64 `json:"max_bake_seconds,omitempty"`
+
+	// OnConflict While another roll-out is under way: answer 409 (default), or end it and take over.
+	OnConflict     *NewRolloutOnConflict     `json:"on_conflict,omitempty"`
+	OnInconclusive *NewRolloutOnInconclusive `json:"on_inconclusive,omitempty"`
+
+	// Promote For shadow and ab: what comes out well becomes the champion.
+	Promote *bool   `json:"promote,omitempty"`
+	Reason  *string `json:"reason,omitempty"`
+
+	// RequireApproval At least one approval; the policy may ask for more.
+	RequireApproval *bool `json:"require_approval,omitempty"`
+
+	// SharePercent For shadow: the share of requests that is mirrored; 100 when left out.
+	SharePercent *float32 `json:"share_percent,omitempty"`
 
 	// StepPercent For linear: the size of a step in percent.
 	StepPercent *float32 `json:"step_percent,omitempty"`
 
 	// Steps For steps and canary: the candidate's share in percent, ascending.
-	Steps *[]float32 `json:"steps,omitempty"`
-
-	// Strategy Default canary: one step of 10 %.
+	Steps    *[]float32          `json:"steps,omitempty"`
 	Strategy *NewRolloutStrategy `json:"strategy,omitempty"`
-	Version  int                 `json:"version"`
 
-	// WatchSeconds How long to watch after the promotion.
+	// Urgent Does not wait for the policy's windows or the end of a freeze.
+	Urgent *bool `json:"urgent,omitempty"`
+
+	// Version The candidate; an experiment names its variants instead.
+	Version *int `json:"version,omitempty"`
+
+	// WatchSeconds How long to watch, and to keep the old version warm, after the promotion.
 	WatchSeconds *int64 `json:"watch_seconds,omitempty"`
 }
 
-// NewRolloutStrategy Default canary: one step of 10 %.
+// NewRolloutOnConflict While another roll-out is under way: answer 409 (default), or end it and take over.
+type NewRolloutOnConflict string
+
+// NewRolloutOnInconclusive defines model for NewRollout.OnInconclusive.
+type NewRolloutOnInconclusive string
+
+// NewRolloutStrategy defines model for NewRollout.Strategy.
 type NewRolloutStrategy string
 
 // NewSchedule defines model for NewSchedule.
@@ -276,6 +404,9 @@ type Problem struct {
 
 // RetrainPolicy When and how the model is trained again.
 type RetrainPolicy = registry.RetrainPolicy
+
+// RolloutPolicy defines model for RolloutPolicy.
+type RolloutPolicy = registry.RolloutPolicy
 
 // Route Arms with their versions, roles and weights in basis points; revision, owner, actor, reason.
 type Route = registry.Route
@@ -366,6 +497,12 @@ type Trigger struct {
 	To   *time.Time `json:"to,omitempty"`
 }
 
+// VariantShare defines model for VariantShare.
+type VariantShare struct {
+	Percent float32 `json:"percent"`
+	Version int     `json:"version"`
+}
+
 // Version defines model for Version.
 type Version struct {
 	CreatedAt   time.Time               `json:"created_at"`
@@ -422,6 +559,9 @@ type StartDriftCheckParams struct {
 	// IdempotencyKey The same key, path and body answer the same for 24 hours.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
+
+// AddFeedbackJSONBody defines parameters for AddFeedback.
+type AddFeedbackJSONBody = []Feedback
 
 // AddLabelsJSONBody defines parameters for AddLabels.
 type AddLabelsJSONBody = []Label
@@ -480,6 +620,9 @@ type StartBatchJSONRequestBody = NewBatch
 
 // StartDriftCheckJSONRequestBody defines body for StartDriftCheck for application/json ContentType.
 type StartDriftCheckJSONRequestBody = NewDriftCheck
+
+// AddFeedbackJSONRequestBody defines body for AddFeedback for application/json ContentType.
+type AddFeedbackJSONRequestBody = AddFeedbackJSONBody
 
 // AddLabelsJSONRequestBody defines body for AddLabels for application/json ContentType.
 type AddLabelsJSONRequestBody = AddLabelsJSONBody
@@ -652,14 +795,14 @@ type ClientInterface interface {
 	// Corresponds with GET /models/{model} (the `GetModel` operationId).
 	GetModel(ctx context.Context, model ModelName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ConfigureModelWithBody Change the serving config or the retrain policy; fields left out stay.
+	// ConfigureModelWithBody Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with PATCH /models/{model} (the `ConfigureModel` operationId).
 	ConfigureModelWithBody(ctx context.Context, model ModelName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ConfigureModel Change the serving config or the retrain policy; fields left out stay.
+	// ConfigureModel Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -722,6 +865,20 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /models/{model}/drift-checks (the `StartDriftCheck` operationId).
 	StartDriftCheck(ctx context.Context, model ModelName, params *StartDriftCheckParams, body StartDriftCheckJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddFeedbackWithBody Values of the model's business metric, by caller; experiments are decided on them.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+	AddFeedbackWithBody(ctx context.Context, model ModelName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddFeedback Values of the model's business metric, by caller; experiments are decided on them.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+	AddFeedback(ctx context.Context, model ModelName, body AddFeedbackJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AddLabelsWithBody Say what became of inferences, by the ids of their answers.
 	//
@@ -1107,7 +1264,7 @@ func (c *Client) GetModel(ctx context.Context, model ModelName, reqEditors ...Re
 	return c.Client.Do(req)
 }
 
-// ConfigureModelWithBody Change the serving config or the retrain policy; fields left out stay.
+// ConfigureModelWithBody Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1124,7 +1281,7 @@ func (c *Client) ConfigureModelWithBody(ctx context.Context, model ModelName, co
 	return c.Client.Do(req)
 }
 
-// ConfigureModel Change the serving config or the retrain policy; fields left out stay.
+// ConfigureModel Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1278,6 +1435,40 @@ func (c *Client) StartDriftCheckWithBody(ctx context.Context, model ModelName, p
 // Corresponds with POST /models/{model}/drift-checks (the `StartDriftCheck` operationId).
 func (c *Client) StartDriftCheck(ctx context.Context, model ModelName, params *StartDriftCheckParams, body StartDriftCheckJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStartDriftCheckRequest(c.Server, model, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddFeedbackWithBody Values of the model's business metric, by caller; experiments are decided on them.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+func (c *Client) AddFeedbackWithBody(ctx context.Context, model ModelName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddFeedbackRequestWithBody(c.Server, model, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddFeedback Values of the model's business metric, by caller; experiments are decided on them.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+func (c *Client) AddFeedback(ctx context.Context, model ModelName, body AddFeedbackJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddFeedbackRequest(c.Server, model, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2522,6 +2713,53 @@ func NewStartDriftCheckRequestWithBody(server string, model ModelName, params *S
 	return req, nil
 }
 
+// NewAddFeedbackRequest calls the generic AddFeedback builder with application/json body
+func NewAddFeedbackRequest(server string, model ModelName, body AddFeedbackJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddFeedbackRequestWithBody(server, model, "application/json", bodyReader)
+}
+
+// NewAddFeedbackRequestWithBody constructs an http.Request for the AddFeedback method, with any body, and a specified content type
+func NewAddFeedbackRequestWithBody(server string, model ModelName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "model", model, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/models/%s/feedback", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewAddLabelsRequest calls the generic AddLabels builder with application/json body
 func NewAddLabelsRequest(server string, model ModelName, body AddLabelsJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -3672,14 +3910,14 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /models/{model} (the `GetModel` operationId).
 	GetModelWithResponse(ctx context.Context, model ModelName, reqEditors ...RequestEditorFn) (*GetModelResponse, error)
 
-	// ConfigureModelWithBodyWithResponse Change the serving config or the retrain policy; fields left out stay.
+	// ConfigureModelWithBodyWithResponse Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PATCH /models/{model} (the `ConfigureModel` operationId).
 	ConfigureModelWithBodyWithResponse(ctx context.Context, model ModelName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ConfigureModelResponse, error)
 
-	// ConfigureModelWithResponse Change the serving config or the retrain policy; fields left out stay.
+	// ConfigureModelWithResponse Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3748,6 +3986,20 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /models/{model}/drift-checks (the `StartDriftCheck` operationId).
 	StartDriftCheckWithResponse(ctx context.Context, model ModelName, params *StartDriftCheckParams, body StartDriftCheckJSONRequestBody, reqEditors ...RequestEditorFn) (*StartDriftCheckResponse, error)
+
+	// AddFeedbackWithBodyWithResponse Values of the model's business metric, by caller; experiments are decided on them.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+	AddFeedbackWithBodyWithResponse(ctx context.Context, model ModelName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddFeedbackResponse, error)
+
+	// AddFeedbackWithResponse Values of the model's business metric, by caller; experiments are decided on them.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+	AddFeedbackWithResponse(ctx context.Context, model ModelName, body AddFeedbackJSONRequestBody, reqEditors ...RequestEditorFn) (*AddFeedbackResponse, error)
 
 	// AddLabelsWithBodyWithResponse Say what became of inferences, by the ids of their answers.
 	//
@@ -4763,6 +5015,58 @@ func (r StartDriftCheckResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r StartDriftCheckResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AddFeedbackResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *struct {
+		Counted int `json:"counted"`
+	}
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AddFeedbackResponse) GetJSON200() *struct {
+	Counted int `json:"counted"`
+} {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddFeedbackResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddFeedbackResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddFeedbackResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddFeedbackResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddFeedbackResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -5946,7 +6250,7 @@ func (c *ClientWithResponses) GetModelWithResponse(ctx context.Context, model Mo
 	return ParseGetModelResponse(rsp)
 }
 
-// ConfigureModelWithBodyWithResponse Change the serving config or the retrain policy; fields left out stay.
+// ConfigureModelWithBodyWithResponse Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -5959,7 +6263,7 @@ func (c *ClientWithResponses) ConfigureModelWithBodyWithResponse(ctx context.Con
 	return ParseConfigureModelResponse(rsp)
 }
 
-// ConfigureModelWithResponse Change the serving config or the retrain policy; fields left out stay.
+// ConfigureModelWithResponse Change the serving config, the retrain policy or the roll-out policy; fields left out stay.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -6087,6 +6391,32 @@ func (c *ClientWithResponses) StartDriftCheckWithResponse(ctx context.Context, m
 		return nil, err
 	}
 	return ParseStartDriftCheckResponse(rsp)
+}
+
+// AddFeedbackWithBodyWithResponse Values of the model's business metric, by caller; experiments are decided on them.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+func (c *ClientWithResponses) AddFeedbackWithBodyWithResponse(ctx context.Context, model ModelName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddFeedbackResponse, error) {
+	rsp, err := c.AddFeedbackWithBody(ctx, model, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddFeedbackResponse(rsp)
+}
+
+// AddFeedbackWithResponse Values of the model's business metric, by caller; experiments are decided on them.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /models/{model}/feedback (the `AddFeedback` operationId).
+func (c *ClientWithResponses) AddFeedbackWithResponse(ctx context.Context, model ModelName, body AddFeedbackJSONRequestBody, reqEditors ...RequestEditorFn) (*AddFeedbackResponse, error) {
+	rsp, err := c.AddFeedback(ctx, model, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddFeedbackResponse(rsp)
 }
 
 // AddLabelsWithBodyWithResponse Say what became of inferences, by the ids of their answers.
@@ -7058,6 +7388,41 @@ func ParseStartDriftCheckResponse(rsp *http.Response) (*StartDriftCheckResponse,
 			headers.Location = &value
 		}
 		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAddFeedbackResponse parses an HTTP response from a AddFeedbackWithResponse call
+func ParseAddFeedbackResponse(rsp *http.Response) (*AddFeedbackResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddFeedbackResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest struct {
+			Counted int `json:"counted"`
+		}
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -15,7 +15,7 @@ import (
 const (
 	window    = time.Second      // of a stratum
 	voteEpoch = 30 * time.Second // a sticky key votes once in each
-	maxVoters = 1 << 20          // remembered per epoch; further keys vote with every request
+	maxVoters = 1 << 20          // callers remembered per set; further keys do not vote
 	maxStrata = 100_000          // kept while the registry is away; the oldest are dropped and counted
 )
 
@@ -24,9 +24,11 @@ type attempt struct {
 	route     registry.Route
 	arm       registry.Arm
 	key       string // sticky key, "" for none
+	again     bool   // the second attempt of a request
 	code      codes.Code
 	took      time.Duration
 	notFinite bool
+	outputs   []int // keys of the answer's first row
 }
 
 type stratumKey struct {
@@ -34,6 +36,15 @@ type stratumKey struct {
 	revision int64
 	version  int
 	start    int64 // Unix seconds
+}
+
+// callers is what is remembered of a model's callers with a sticky key.
+type callers struct {
+	revision int64
+	salt     string
+	failed   map[uint64]struct{} // under this revision, by key and version: they vote no more
+	seen     map[uint64]struct{} // in this roll-out
+	gave     map[uint64]struct{} // feedback, in this roll-out
 }
 
 // counter counts attempts into strata of one second. A stratum is sealed once its second is over: count looks at the
@@ -47,11 +58,15 @@ type counter struct {
 	strata  map[stratumKey]*registry.Stratum
 	voters  map[uint64]struct{}
 	epoch   int64
+	callers map[string]*callers // by model
 	dropped int64
 }
 
 func newCounter(gateway string, now func() time.Time) *counter {
-	return &counter{gateway: gateway, now: now, strata: map[stratumKey]*registry.Stratum{}, voters: map[uint64]struct{}{}}
+	return &counter{
+		gateway: gateway, now: now, strata: map[stratumKey]*registry.Stratum{}, voters: map[uint64]struct{}{},
+		callers: map[string]*callers{},
+	}
 }
 
 func (c *counter) second() time.Time {
@@ -61,19 +76,25 @@ func (c *counter) second() time.Time {
 	return c.last
 }
 
-func (c *counter) count(a attempt) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// stratum returns the present second's stratum of an arm.
+func (c *counter) stratum(r registry.Route, arm registry.Arm) (*registry.Stratum, time.Time) {
 	start := c.second()
-	k := stratumKey{a.route.Model, a.route.Revision, a.arm.Version, start.Unix()}
+	k := stratumKey{r.Model, r.Revision, arm.Version, start.Unix()}
 	s, ok := c.strata[k]
 	if !ok {
 		s = &registry.Stratum{
-			Gateway: c.gateway, Model: a.route.Model, Revision: a.route.Revision, Version: a.arm.Version, Role: a.arm.Role,
+			Gateway: c.gateway, Model: r.Model, Revision: r.Revision, Version: arm.Version, Role: arm.Role,
 			Start: start.UTC(), Latency: registry.LatencyCounts{},
 		}
 		c.strata[k] = s
 	}
+	return s, start
+}
+
+func (c *counter) count(a attempt) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, start := c.stratum(a.route, a.arm)
 	switch a.code {
 	case codes.Canceled:
 		s.Cancelled++
@@ -84,39 +105,120 @@ func (c *counter) count(a attempt) {
 	default: // everything else counts, errors of the input too
 	}
 	failed := a.code != codes.OK
+	bucket := monitor.LatencyBucket(a.took)
 	s.Requests++
 	if failed {
 		s.Errors++
 	} else {
-		s.Latency[monitor.LatencyBucket(a.took)]++
+		s.Latency[bucket]++
 	}
 	if a.notFinite {
 		s.NotFinite++
 	}
-	if c.votes(a, start) {
-		s.Votes++
-		if failed {
-			s.VoteFails++
+	known := c.callersOf(a.route)
+	if len(a.route.Arms) > 1 && a.arm.Role != registry.Shadow && !a.again && (a.key == "" || remember(known.seen, xxhash.Sum64String(a.key))) {
+		s.Detail.Callers++
+	}
+	if !c.votes(known, a.key, a.arm.Version, start, failed) {
+		return
+	}
+	s.Votes++
+	switch {
+	case failed:
+		s.VoteFails++
+	case len(a.route.Arms) > 1:
+		s.Detail.VoteLatency = plusOne(s.Detail.VoteLatency, bucket)
+		for _, k := range a.outputs {
+			s.Detail.Outputs = plusOne(s.Detail.Outputs, k)
 		}
 	}
 }
 
-// votes says whether this attempt is the first of its caller, on this version, in the epoch.
-func (c *counter) votes(a attempt, at time.Time) bool {
-	if a.key == "" {
+func plusOne[M ~map[int]int64](m M, k int) M {
+	if m == nil {
+		m = M{}
+	}
+	m[k]++
+	return m
+}
+
+// remember adds an id to a set and says whether that is news; a full set learns nothing more.
+func remember(set map[uint64]struct{}, id uint64) bool {
+	if _, known := set[id]; known || len(set) >= maxVoters {
+		return false
+	}
+	set[id] = struct{}{}
+	return true
+}
+
+// callersOf returns what is known of a model's callers under its route. A new roll-out (salt) forgets all of them, a
+// new revision who failed; an answer that comes late under an older revision forgets nothing.
+func (c *counter) callersOf(r registry.Route) *callers {
+	known := c.callers[r.Model]
+	if known == nil {
+		known = &callers{revision: r.Revision, salt: r.Salt, failed: map[uint64]struct{}{}, seen: map[uint64]struct{}{}, gave: map[uint64]struct{}{}}
+		c.callers[r.Model] = known
+	}
+	if r.Revision <= known.revision {
+		return known
+	}
+	clear(known.failed)
+	if r.Salt != known.salt {
+		clear(known.seen)
+		clear(known.gave)
+	}
+	known.revision, known.salt = r.Revision, r.Salt
+	return known
+}
+
+// votes says whether an attempt is the first of its caller, on this version, in the epoch, and the caller has not failed
+// under this revision before.
+func (c *counter) votes(known *callers, key string, version int, at time.Time, failed bool) bool {
+	if key == "" {
 		return true
 	}
 	if epoch := at.Unix() / int64(voteEpoch/time.Second); epoch != c.epoch {
 		c.epoch = epoch
 		clear(c.voters)
 	}
-	id := xxhash.Sum64String(a.key + "\x00" + a.route.Model + "\x00" + strconv.Itoa(a.arm.Version))
-	if _, voted := c.voters[id]; voted {
+	id := xxhash.Sum64String(key + "\x00" + strconv.Itoa(version) + "\x00" + known.salt)
+	if _, out := known.failed[id]; out || !remember(c.voters, id) {
 		return false
 	}
-	if len(c.voters) < maxVoters {
-		c.voters[id] = struct{}{}
+	return !failed || remember(known.failed, id)
+}
+
+// pair counts a request that the stable arm and a shadow were both asked.
+func (c *counter) pair(r registry.Route, shadow registry.Arm, key string, stableFailed, shadowFailed bool, gap float64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, start := c.stratum(r, shadow)
+	if !c.votes(c.callersOf(r), key, -shadow.Version, start, stableFailed != shadowFailed) {
+		return
 	}
+	s.Detail.Pairs++
+	switch {
+	case stableFailed && shadowFailed:
+	case shadowFailed:
+		s.Detail.OnlyFailed++
+	case stableFailed:
+		s.Detail.OnlyAnswered++
+	default:
+		s.Detail.Gaps = plusOne(s.Detail.Gaps, monitor.GapBucket(gap))
+	}
+}
+
+// feedback counts a caller's value of the business metric, the first in a roll-out, and says whether it counted.
+func (c *counter) feedback(r registry.Route, arm registry.Arm, key string, v float64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !remember(c.callersOf(r).gave, xxhash.Sum64String(key)) {
+		return false
+	}
+	s, _ := c.stratum(r, arm)
+	s.Detail.Feedback++
+	s.Detail.FeedbackSum += v
+	s.Detail.FeedbackSquares += v * v
 	return true
 }
 

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -73,6 +74,9 @@ func (s *Service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest
 	span.Set("revision", m.route.Revision)
 	a, err := g.forward(ctx, m, arm, key, r)
 	span.End(err)
+	if pinned == 0 {
+		g.mirror(ctx, m, key, r, a, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +93,6 @@ func (s *Service) ModelInfer(ctx context.Context, r *inference.ModelInferRequest
 			Model: m.model, Version: arm.Version, Role: arm.Role, Revision: m.route.Revision, At: began, Took: time.Since(began),
 			Request: r, Response: a,
 		})
-		g.mirror(ctx, m, r)
 	}
 	return a, nil
 }
@@ -113,10 +116,10 @@ func (g *Gateway) forward(ctx context.Context, m served, arm registry.Arm, key s
 	}
 	w, err := g.awaitWorker(ctx, m.model.Name, arm.Version, nil)
 	if err != nil {
-		g.count(m, arm, key, 0, err, nil)
+		g.count(m, attempt{route: m.route, arm: arm, key: key}, err, nil)
 		return nil, fault(err)
 	}
-	a, err := g.attempt(ctx, w, m, arm, key, out)
+	a, err := g.attempt(ctx, w, m, attempt{route: m.route, arm: arm, key: key}, out)
 	if !retryable(ctx, err) {
 		return a, err
 	}
@@ -126,7 +129,7 @@ func (g *Gateway) forward(ctx context.Context, m served, arm registry.Arm, key s
 		return nil, err
 	}
 	g.metrics.retries.Inc()
-	return g.attempt(ctx, other, m, arm, key, out)
+	return g.attempt(ctx, other, m, attempt{route: m.route, arm: arm, key: key, again: true}, out)
 }
 
 // retryable says that the worker could not be reached or went away, so that another may answer.
@@ -134,7 +137,7 @@ func retryable(ctx context.Context, err error) bool {
 	return status.Code(err) == codes.Unavailable && ctx.Err() == nil
 }
 
-func (g *Gateway) attempt(ctx context.Context, w *attached, m served, arm registry.Arm, key string, r *inference.ModelInferRequest) (*inference.ModelInferResponse, error) {
+func (g *Gateway) attempt(ctx context.Context, w *attached, m served, t attempt, r *inference.ModelInferRequest) (*inference.ModelInferResponse, error) {
 	w.inflight.Add(1)
 	defer w.inflight.Add(-1)
 	began := time.Now()
@@ -147,7 +150,8 @@ func (g *Gateway) attempt(ctx context.Context, w *attached, m served, arm regist
 	if err == nil {
 		w.answered()
 	}
-	g.count(m, arm, key, time.Since(began), err, a)
+	t.took = time.Since(began)
+	g.count(m, t, err, a)
 	return a, err
 }
 
@@ -166,16 +170,20 @@ func outgoing(ctx context.Context) context.Context {
 
 // count puts an attempt into its stratum and into the metrics. Pinned requests belong to no arm: they are in the
 // metrics only.
-func (g *Gateway) count(m served, arm registry.Arm, key string, took time.Duration, err error, a *inference.ModelInferResponse) {
-	code := status.Code(fault(err))
+func (g *Gateway) count(m served, t attempt, err error, a *inference.ModelInferResponse) {
+	t.code = status.Code(fault(err))
 	if err == nil {
-		code = codes.OK
+		t.code = codes.OK
 	}
-	g.metrics.observe(m.model.Name, strconv.Itoa(arm.Version), string(arm.Role), code.String(), took, err == nil)
-	if arm.Role == "" {
+	g.metrics.observe(m.model.Name, strconv.Itoa(t.arm.Version), string(t.arm.Role), t.code.String(), t.took, err == nil)
+	if t.arm.Role == "" {
 		return
 	}
-	g.counter.count(attempt{route: m.route, arm: arm, key: key, code: code, took: took, notFinite: !finite(a)})
+	t.notFinite = !finite(a)
+	if len(m.route.Arms) > 1 && t.arm.Role != registry.Shadow {
+		t.outputs = outputKeys(a)
+	}
+	g.counter.count(t)
 }
 
 func finite(a *inference.ModelInferResponse) bool {
@@ -220,8 +228,15 @@ func notReady(ctx context.Context, model string, version int, why string, worker
 	return registry.Errorf(registry.Unavailable, "version %d of %s is not ready on any worker: %s", version, model, reason)
 }
 
-// mirror sends the request to the shadow arms without making anybody wait: the caller has its answer already.
-func (g *Gateway) mirror(ctx context.Context, m served, r *inference.ModelInferRequest) {
+// lowestPriority is that of mirrored requests: they never make a caller's wait.
+const lowestPriority = math.MaxInt32
+
+// mirror sends the request to the shadow arms without making anybody wait, and compares their answers with the one the
+// caller got. What the caller cancelled, or was shed, is not mirrored.
+func (g *Gateway) mirror(ctx context.Context, m served, key string, r *inference.ModelInferRequest, answer *inference.ModelInferResponse, failure error) {
+	if code := status.Code(failure); code == codes.Canceled || code == codes.ResourceExhausted {
+		return
+	}
 	for _, arm := range m.route.Arms {
 		if arm.Role != registry.Shadow || rand.IntN(registry.FullWeight) >= arm.Weight { //nolint:gosec // sampling
 			continue
@@ -232,16 +247,49 @@ func (g *Gateway) mirror(ctx context.Context, m served, r *inference.ModelInferR
 			g.metrics.mirrors.WithLabelValues(m.model.Name, "dropped").Inc()
 			continue
 		}
+		outputs, raw := answer.GetOutputs(), answer.GetRawOutputContents()
 		g.mirrored.Go(func() {
 			defer func() { <-g.mirrors }()
 			limit := time.Duration(m.model.Config.TimeoutMillis) * time.Millisecond
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 			defer cancel()
 			result := "sent"
-			if _, err := g.forward(ctx, m, arm, "", r); err != nil {
+			copied := &inference.ModelInferRequest{
+				Id: r.GetId(), Inputs: r.GetInputs(), Outputs: r.GetOutputs(), RawInputContents: r.GetRawInputContents(),
+				Parameters: map[string]*inference.InferParameter{oip.PriorityParameter: {ParameterChoice: &inference.InferParameter_Int64Param{Int64Param: lowestPriority}}},
+			}
+			a, err := g.forward(ctx, m, arm, "", copied)
+			if err != nil {
 				result = fmt.Sprintf("failed_%s", status.Code(err))
 			}
 			g.metrics.mirrors.WithLabelValues(m.model.Name, result).Inc()
+			if code := status.Code(err); code == codes.Canceled || code == codes.ResourceExhausted {
+				return
+			}
+			gap := 0.0
+			if failure == nil && err == nil {
+				gap = answerGap(&inference.ModelInferResponse{Outputs: outputs, RawOutputContents: raw}, a)
+			}
+			g.counter.pair(m.route, arm, key, failure != nil, err != nil, gap)
 		})
 	}
+}
+
+// Feedback counts callers' values of a model's business metric, each against the arm that the route gives its caller.
+// It ends in NotFound or Invalid, and returns how many values counted: a caller's first in a roll-out does.
+func (g *Gateway) Feedback(model string, values map[string]float64) (int, error) {
+	m, _, err := g.table.Load().find(model)
+	if err != nil {
+		return 0, err
+	}
+	counted := 0
+	for key, v := range values {
+		if key == "" || math.IsNaN(v) || math.IsInf(v, 0) {
+			return counted, registry.Errorf(registry.Invalid, "feedback needs a caller's key and a finite value")
+		}
+		if arm, ok := pickArm(m.route, key); ok && g.counter.feedback(m.route, arm, key, v) {
+			counted++
+		}
+	}
+	return counted, nil
 }

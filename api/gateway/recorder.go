@@ -3,7 +3,6 @@ package gateway
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"math"
@@ -244,7 +243,7 @@ func featureRows(s registry.Signature, r *inference.ModelInferRequest) (rows [][
 	for i := len(names); i < width; i++ {
 		names = append(names, fmt.Sprintf("x%d", i))
 	}
-	values := floats(in.GetDatatype(), r.GetRawInputContents()[0])
+	values := numbers(in.GetDatatype(), r.GetRawInputContents()[0], -1)
 	for i := 0; i+width <= len(values); i += width {
 		rows = append(rows, values[i:i+width])
 	}
@@ -257,30 +256,10 @@ func outputRows(a *inference.ModelInferResponse, n int) [][]float64 {
 	if len(a.GetOutputs()) == 0 || len(a.GetRawOutputContents()) == 0 {
 		return out
 	}
-	values := floats(a.GetOutputs()[0].GetDatatype(), a.GetRawOutputContents()[0])
+	values := numbers(a.GetOutputs()[0].GetDatatype(), a.GetRawOutputContents()[0], -1)
 	width := len(values) / n
 	for i := range out {
 		out[i] = values[i*width : (i+1)*width]
-	}
-	return out
-}
-
-// floats reads numbers of the datatypes that models of tables use.
-func floats(datatype string, raw []byte) []float64 {
-	var out []float64
-	switch datatype {
-	case "FP32":
-		for i := 0; i+4 <= len(raw); i += 4 {
-			out = append(out, float64(math.Float32frombits(binary.LittleEndian.Uint32(raw[i:]))))
-		}
-	case "FP64":
-		for i := 0; i+8 <= len(raw); i += 8 {
-			out = append(out, math.Float64frombits(binary.LittleEndian.Uint64(raw[i:])))
-		}
-	case "INT64":
-		for i := 0; i+8 <= len(raw); i += 8 {
-			out = append(out, float64(int64(binary.LittleEndian.Uint64(raw[i:])))) //nolint:gosec // the bits are kept
-		}
 	}
 	return out
 }

@@ -44,15 +44,15 @@ func routeText(r registry.Route) string {
 func (c *connection) modelCommand() *cobra.Command {
 	root := &cobra.Command{Use: "model", Short: "Create, list and configure models"}
 	var description string
-	var config, retrain []string
+	var set modelSettings
 	create := &cobra.Command{Use: "create NAME", Short: "Create a model", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		return c.saveModel(config, retrain, func(api *client.Client, config, retrain *json.RawMessage) (*http.Response, error) {
-			return api.CreateModel(cmd.Context(), client.NewModel{Name: args[0], Description: &description, Config: config, Retrain: retrain})
+		return c.saveModel(set, func(api *client.Client, config, retrain, rollout *json.RawMessage) (*http.Response, error) {
+			return api.CreateModel(cmd.Context(), client.NewModel{Name: args[0], Description: &description, Config: config, Retrain: retrain, Rollout: rollout})
 		})
 	}}
-	configure := &cobra.Command{Use: "configure NAME", Short: "Change the serving config or the retrain policy", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		return c.saveModel(config, retrain, func(api *client.Client, config, retrain *json.RawMessage) (*http.Response, error) {
-			r := client.ModelConfiguration{Config: config, Retrain: retrain}
+	configure := &cobra.Command{Use: "configure NAME", Short: "Change the serving config, the retrain policy or the roll-out policy", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		return c.saveModel(set, func(api *client.Client, config, retrain, rollout *json.RawMessage) (*http.Response, error) {
+			r := client.ModelConfiguration{Config: config, Retrain: retrain, Rollout: rollout}
 			if cmd.Flags().Changed("description") {
 				r.Description = &description
 			}
@@ -61,8 +61,9 @@ func (c *connection) modelCommand() *cobra.Command {
 	}}
 	for _, cmd := range []*cobra.Command{create, configure} {
 		cmd.Flags().StringVar(&description, "description", "", "what the model is for")
-		cmd.Flags().StringArrayVar(&config, "config", nil, "a field of the serving config, such as max_batch=64; repeat for more")
-		cmd.Flags().StringArrayVar(&retrain, "retrain", nil, "a field of the retrain policy, such as trainer=flights; repeat for more")
+		cmd.Flags().StringArrayVar(&set.config, "config", nil, "a field of the serving config, such as max_batch=64; repeat for more")
+		cmd.Flags().StringArrayVar(&set.retrain, "retrain", nil, "a field of the retrain policy, such as trainer=flights; repeat for more")
+		cmd.Flags().StringArrayVar(&set.rollout, "rollout", nil, "a field of the roll-out policy, such as approvals=1; repeat for more")
 	}
 	list := &cobra.Command{Use: "list", Short: "List models with their live routes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		api, err := c.dial()
@@ -90,21 +91,22 @@ func (c *connection) modelCommand() *cobra.Command {
 	return root
 }
 
+// modelSettings are fields of a model's configuration and policies, as they are typed.
+type modelSettings struct{ config, retrain, rollout []string }
+
 // saveModel sends a model's settings and prints the model.
-func (c *connection) saveModel(config, retrain []string, send func(api *client.Client, config, retrain *json.RawMessage) (*http.Response, error)) error {
+func (c *connection) saveModel(set modelSettings, send func(api *client.Client, config, retrain, rollout *json.RawMessage) (*http.Response, error)) error {
 	api, err := c.dial()
 	if err != nil {
 		return err
 	}
-	configJSON, err := settings(config)
-	if err != nil {
-		return err
+	var parts [3]*json.RawMessage
+	for i, list := range [][]string{set.config, set.retrain, set.rollout} {
+		if parts[i], err = settings(list); err != nil {
+			return err
+		}
 	}
-	retrainJSON, err := settings(retrain)
-	if err != nil {
-		return err
-	}
-	m, err := decode[client.Model](send(api, configJSON, retrainJSON))
+	m, err := decode[client.Model](send(api, parts[0], parts[1], parts[2]))
 	if err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func (c *connection) driftCommand() *cobra.Command {
 			return err
 		}
 		run, err := decode[client.Run](api.StartDriftCheck(cmd.Context(), args[0], &client.StartDriftCheckParams{IdempotencyKey: once()},
-			client.NewDriftCheck{WindowSeconds: seconds(window)}))
+			client.NewDriftCheck{WindowSeconds: new(seconds(window))}))
 		if err != nil {
 			return err
 		}
@@ -224,7 +224,7 @@ func (c *connection) scheduleCreate() *cobra.Command {
 				r.Batch = &client.NewBatch{Input: key}
 			}
 			if window > 0 {
-				r.Drift = &client.NewDriftCheck{WindowSeconds: seconds(window)}
+				r.Drift = &client.NewDriftCheck{WindowSeconds: new(seconds(window))}
 			}
 			s, err := decode[client.Schedule](api.CreateSchedule(cmd.Context(), r))
 			if err != nil {

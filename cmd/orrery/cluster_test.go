@@ -242,7 +242,7 @@ func (c *cluster) rollout(model string, r client.NewRollout) client.Run {
 func (c *cluster) allAtOnce(model string) {
 	c.t.Helper()
 	s := client.NewRolloutStrategy("all_at_once")
-	run := c.ended(c.rollout(model, client.NewRollout{Version: 1, Strategy: &s}).Id)
+	run := c.ended(c.rollout(model, client.NewRollout{Version: new(1), Strategy: &s}).Id)
 	require.Equal(c.t, string(registry.Promoted), run.Outcome, run.Message)
 }
 

@@ -97,7 +97,7 @@ func TestCompose_DrivesARolloutThroughTheSameRoles(t *testing.T) {
 	_, _, _, err = infer(t.Context(), c.servers[0].url(), "m", 1, "k")
 	require.ErrorContains(t, err, "API key", "production needs a key for inference")
 	s := client.NewRolloutStrategy("all_at_once")
-	run := c.ended(c.rollout("m", client.NewRollout{Version: 2, Strategy: &s}).Id)
+	run := c.ended(c.rollout("m", client.NewRollout{Version: new(2), Strategy: &s}).Id)
 	require.Equal(t, string(registry.Promoted), run.Outcome, run.Message)
 	c.consistent(2)
 }

@@ -14,7 +14,7 @@ import (
 func canary(version int, requests int64) client.NewRollout {
 	s := client.NewRolloutStrategy("steps")
 	steps := []float32{20, 50}
-	return client.NewRollout{Version: version, Strategy: &s, Steps: &steps, BakeRequests: &requests}
+	return client.NewRollout{Version: new(version), Strategy: &s, Steps: &steps, BakeRequests: &requests, BakeSeconds: new(int64(0)), WatchSeconds: new(int64(0))}
 }
 
 // The orchestrator dies mid-bake, a worker mid-traffic and a server mid-rollout; the roll-out finishes and no answer
@@ -126,7 +126,7 @@ func TestWatch_GoesBackWhenAGuardrailTrips(t *testing.T) {
 	nan := c.upload("m", map[string][]byte{"model.onnx": logarithm()})
 	require.Equal(t, "SUCCEEDED", nan.State, nan.Message)
 	s, watch := client.NewRolloutStrategy("all_at_once"), int64(600)
-	run := c.ended(c.rollout("m", client.NewRollout{Version: 2, Strategy: &s, WatchSeconds: &watch}).Id)
+	run := c.ended(c.rollout("m", client.NewRollout{Version: new(2), Strategy: &s, WatchSeconds: &watch}).Id)
 	require.Equal(t, string(registry.Promoted), run.Outcome, run.Message)
 	_, _, _, err := infer(t.Context(), c.servers[0].url(), "m", -1, "k") // NaN has no JSON form, and is counted
 	require.Error(t, err)

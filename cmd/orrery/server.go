@@ -29,6 +29,7 @@ import (
 	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/registry"
 	"github.com/orrery-ml/orrery/registry/store"
+	"github.com/orrery-ml/orrery/workflows"
 )
 
 // streamWorkers is how many goroutines are kept for requests over gRPC: their stacks have grown already.
@@ -37,15 +38,16 @@ const streamWorkers = 64
 type serverOptions struct {
 	backends
 
-	http       string
-	grpc       string
-	node       string
-	stateDir   string
-	hosts      []string
-	temporalUI string
-	open       bool
-	token      string
-	adminKey   string
+	http          string
+	grpc          string
+	node          string
+	stateDir      string
+	hosts         []string
+	temporalUI    string
+	continueAfter int
+	open          bool
+	token         string
+	adminKey      string
 }
 
 func (p *program) serverCommand() *cobra.Command {
@@ -77,6 +79,7 @@ func (p *program) serverCommand() *cobra.Command {
 	f.StringVar(&o.node, "node", "", "name people know this server by; default the host's (ORRERY_NODE)")
 	f.StringVar(&o.stateDir, "state-dir", ".orrery/server", "where the last route is kept for restarts (ORRERY_STATE_DIR)")
 	f.StringSliceVar(&o.hosts, "hosts", nil, "names the server answers to besides loopback (ORRERY_HOSTS)")
+	f.IntVar(&o.continueAfter, "continue-after", workflows.ContinueAfter, "events of history after which a roll-out continues as new")
 	f.StringVar(&o.temporalUI, "temporal-ui", "", "where the Temporal UI is, for links (ORRERY_TEMPORAL_UI)")
 	f.BoolVar(&o.open, "dev-open", false, "inference needs no key; only when bound to loopback")
 	return c
@@ -138,7 +141,7 @@ func serve(ctx context.Context, o serverOptions, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	front := api.New(api.Config{Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace}, s, objects, temporal, g, log)
+	front := api.New(api.Config{Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace, ContinueAfter: o.continueAfter}, s, objects, temporal, g, log)
 	return listenAndServe(ctx, o, plane{g, recorder, front, front.Handler(metrics)}, log)
 }
 

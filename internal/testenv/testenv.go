@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -137,14 +138,18 @@ func (p *Process) tail() string {
 	return string(raw[max(0, len(raw)-4000):])
 }
 
-// FreePort returns a loopback port that was free a moment ago.
+// FreePort returns a loopback port that was free a moment ago. It lies below the range that systems take ports of
+// outgoing connections from (32768 on Linux, 49152 elsewhere), so that none of those gets it in between.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-	if err != nil {
-		return 0, err
+	const lowest, highest = 20_000, 32_000
+	for range 100 {
+		port := lowest + rand.IntN(highest-lowest)                                     //nolint:gosec // no secret
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))) //nolint:noctx // closed at once
+		if err == nil {
+			return port, l.Close()
+		}
 	}
-	port := l.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a TCP listener
-	return port, l.Close()
+	return 0, errors.New("no free port found")
 }
 
 func tempDir(pattern string) (string, error) {

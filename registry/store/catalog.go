@@ -11,13 +11,14 @@ import (
 
 // CreateModel implements registry.Catalog.
 func (s *Store) CreateModel(ctx context.Context, m registry.Model) (registry.Model, error) {
-	if err := errors.Join(registry.CheckModelName(m.Name), m.Config.Validate(), m.Retrain.Validate()); err != nil {
+	if err := errors.Join(registry.CheckModelName(m.Name), m.Config.Validate(), m.Retrain.Validate(), m.Rollout.Validate()); err != nil {
 		return registry.Model{}, registry.Errorf(registry.Invalid, "%w", err)
 	}
 	var made registry.Model
 	err := s.change(ctx, "create model "+m.Name, func(t *tx) error {
 		row := modelRow{
 			Name: m.Name, Description: m.Description, Config: encode(m.Config), ConfigRevision: 1, Retrain: encode(m.Retrain),
+			Rollout:   encode(m.Rollout),
 			CreatedAt: micros(t.now), CreatedBy: m.CreatedBy,
 		}
 		if err := t.Create(&row).Error; errors.Is(err, gorm.ErrDuplicatedKey) {
@@ -62,7 +63,7 @@ func readModels(db *gorm.DB) ([]registry.Model, error) {
 
 // ConfigureModel implements registry.Catalog.
 func (s *Store) ConfigureModel(ctx context.Context, m registry.Model, expected int64, actor string) (registry.Model, error) {
-	if err := errors.Join(m.Config.Validate(), m.Retrain.Validate()); err != nil {
+	if err := errors.Join(m.Config.Validate(), m.Retrain.Validate(), m.Rollout.Validate()); err != nil {
 		return registry.Model{}, registry.Errorf(registry.Invalid, "%w", err)
 	}
 	var made registry.Model
@@ -74,7 +75,8 @@ func (s *Store) ConfigureModel(ctx context.Context, m registry.Model, expected i
 		if row.ConfigRevision != expected {
 			return registry.Errorf(registry.Conflict, "serving config of %s is at revision %d, not %d: look again", m.Name, row.ConfigRevision, expected)
 		}
-		row.Description, row.Config, row.Retrain, row.ConfigRevision = m.Description, encode(m.Config), encode(m.Retrain), expected+1
+		row.Description, row.Config, row.Retrain, row.Rollout = m.Description, encode(m.Config), encode(m.Retrain), encode(m.Rollout)
+		row.ConfigRevision = expected + 1
 		if err := t.Save(&row).Error; err != nil {
 			return err
 		}

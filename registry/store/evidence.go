@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"gorm.io/gorm/clause"
@@ -32,6 +34,13 @@ func (s *Store) Strata(ctx context.Context, f registry.StrataFilter) ([]registry
 	if f.MaxRevision > 0 {
 		query = query.Where("revision <= ?", f.MaxRevision)
 	}
+	if known := slices.Sorted(maps.Keys(f.From)); len(known) > 0 {
+		from := s.read.Where("gateway NOT IN ?", known)
+		for _, g := range known {
+			from = from.Or("gateway = ? AND start >= ?", g, micros(f.From[g]))
+		}
+		query = query.Where(from)
+	}
 	var rows []stratumRow
 	if err := query.Order("start, gateway, version, revision").Find(&rows).Error; err != nil {
 		return nil, fault("read strata", err)
@@ -43,6 +52,19 @@ func (s *Store) Strata(ctx context.Context, f registry.StrataFilter) ([]registry
 func (s *Store) DeleteStrata(ctx context.Context, before time.Time) (int64, error) {
 	done := s.db.WithContext(ctx).Where("start < ?", micros(before)).Delete(&stratumRow{})
 	return done.RowsAffected, fault("delete strata", done.Error)
+}
+
+// PutTally implements registry.EvidenceLog.
+func (s *Store) PutTally(ctx context.Context, t registry.Tally) error {
+	row := tallyRow{Run: t.Run, Body: string(t.Body)}
+	return fault("put tally", s.db.WithContext(ctx).Clauses(clause.OnConflict{UpdateAll: true}).Create(&row).Error)
+}
+
+// Tally implements registry.EvidenceLog.
+func (s *Store) Tally(ctx context.Context, run string) (registry.Tally, error) {
+	var row tallyRow
+	err := s.read.WithContext(ctx).Where("run = ?", run).Limit(1).Find(&row).Error
+	return registry.Tally{Run: run, Body: []byte(row.Body)}, fault("read tally", err)
 }
 
 // AddEvidence implements registry.EvidenceLog.

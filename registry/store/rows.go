@@ -13,6 +13,7 @@ type modelRow struct {
 	Config         string
 	ConfigRevision int64
 	Retrain        string
+	Rollout        string
 	LastVersion    int
 	RouteRevision  int64
 	CreatedAt      int64 `gorm:"autoCreateTime:false"`
@@ -24,9 +25,9 @@ func (modelRow) TableName() string { return "models" }
 func (r modelRow) model() (registry.Model, error) {
 	m := registry.Model{
 		Name: r.Name, Description: r.Description, Config: registry.DefaultServingConfig(), ConfigRevision: r.ConfigRevision,
-		Retrain: registry.DefaultRetrainPolicy(), CreatedAt: fromMicros(r.CreatedAt), CreatedBy: r.CreatedBy,
+		Retrain: registry.DefaultRetrainPolicy(), Rollout: registry.DefaultRolloutPolicy(), CreatedAt: fromMicros(r.CreatedAt), CreatedBy: r.CreatedBy,
 	}
-	return m, errors.Join(decode(r.Config, &m.Config), decode(r.Retrain, &m.Retrain))
+	return m, errors.Join(decode(r.Config, &m.Config), decode(r.Retrain, &m.Retrain), decode(r.Rollout, &m.Rollout))
 }
 
 type versionRow struct {
@@ -221,6 +222,7 @@ type stratumRow struct {
 	Cancelled int64
 	NotFinite int64
 	Latency   string
+	Detail    string
 }
 
 func (stratumRow) TableName() string { return "strata" }
@@ -230,6 +232,7 @@ func newStratumRow(s registry.Stratum) stratumRow {
 		Gateway: s.Gateway, Model: s.Model, Revision: s.Revision, Version: s.Version, Start: micros(s.Start),
 		Role: string(s.Role), Requests: s.Requests, Errors: s.Errors, Votes: s.Votes, VoteFails: s.VoteFails,
 		Sheds: s.Sheds, Cancelled: s.Cancelled, NotFinite: s.NotFinite, Latency: encode(s.Latency),
+		Detail: encode(s.Detail),
 	}
 }
 
@@ -239,7 +242,7 @@ func (r stratumRow) stratum() (registry.Stratum, error) {
 		Role: registry.Role(r.Role), Requests: r.Requests, Errors: r.Errors, Votes: r.Votes, VoteFails: r.VoteFails,
 		Sheds: r.Sheds, Cancelled: r.Cancelled, NotFinite: r.NotFinite,
 	}
-	return s, decode(r.Latency, &s.Latency)
+	return s, errors.Join(decode(r.Latency, &s.Latency), decode(r.Detail, &s.Detail))
 }
 
 type evidenceRow struct {
@@ -251,6 +254,13 @@ type evidenceRow struct {
 }
 
 func (evidenceRow) TableName() string { return "evidence" }
+
+type tallyRow struct {
+	Run  string `gorm:"primaryKey"`
+	Body string
+}
+
+func (tallyRow) TableName() string { return "tallies" }
 
 type keyRow struct {
 	ID        string `gorm:"primaryKey"`

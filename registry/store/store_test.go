@@ -49,7 +49,7 @@ func open(t *testing.T, dsn string) *store.Store {
 func seed(t *testing.T, s *store.Store, model string, n int) {
 	t.Helper()
 	_, err := s.CreateModel(t.Context(), registry.Model{
-		Name: model, Config: registry.DefaultServingConfig(), Retrain: registry.DefaultRetrainPolicy(), CreatedBy: "ann",
+		Name: model, Config: registry.DefaultServingConfig(), Retrain: registry.DefaultRetrainPolicy(), Rollout: registry.DefaultRolloutPolicy(), CreatedBy: "ann",
 	})
 	require.NoError(t, err)
 	for i := 1; i <= n; i++ {
@@ -73,9 +73,9 @@ func TestStore_Models(t *testing.T) {
 		s := open(t, dsn)
 		seed(t, s, "flights", 1)
 
-		_, err := s.CreateModel(t.Context(), registry.Model{Name: "flights", Config: registry.DefaultServingConfig(), Retrain: registry.DefaultRetrainPolicy()})
+		_, err := s.CreateModel(t.Context(), registry.Model{Name: "flights", Config: registry.DefaultServingConfig(), Retrain: registry.DefaultRetrainPolicy(), Rollout: registry.DefaultRolloutPolicy()})
 		require.Equal(t, registry.Exists, registry.CodeOf(err))
-		_, err = s.CreateModel(t.Context(), registry.Model{Name: "a/b", Config: registry.DefaultServingConfig(), Retrain: registry.DefaultRetrainPolicy()})
+		_, err = s.CreateModel(t.Context(), registry.Model{Name: "a/b", Config: registry.DefaultServingConfig(), Retrain: registry.DefaultRetrainPolicy(), Rollout: registry.DefaultRolloutPolicy()})
 		require.Equal(t, registry.Invalid, registry.CodeOf(err))
 		_, err = s.Model(t.Context(), "flihgts")
 		require.Equal(t, registry.NotFound, registry.CodeOf(err))
@@ -316,6 +316,7 @@ func TestStore_LeasesHoldsAndEvidence(t *testing.T) {
 		st := registry.Stratum{
 			Gateway: "g1", Model: "m", Revision: 3, Version: 1, Role: registry.Stable, Start: now, Requests: 10, Errors: 1,
 			Latency: registry.LatencyCounts{4: 9, 5: 1},
+			Detail:  registry.StratumDetail{Callers: 4, Outputs: map[int]int64{2050: 3}, Feedback: 2, FeedbackSum: 1.5, FeedbackSquares: 1.25},
 		}
 		require.NoError(t, s.FlushStrata(t.Context(), "g1", []registry.Stratum{st}, now.Add(time.Second)))
 		twice := st
@@ -324,6 +325,24 @@ func TestStore_LeasesHoldsAndEvidence(t *testing.T) {
 		strata, err := s.Strata(t.Context(), registry.StrataFilter{Model: "m", MinRevision: 3, MaxRevision: 3})
 		require.NoError(t, err)
 		require.Equal(t, []registry.Stratum{st}, strata, "a flushed stratum stays as it was")
+		for from, want := range map[time.Time]int{now: 1, now.Add(time.Second): 0} {
+			strata, err = s.Strata(t.Context(), registry.StrataFilter{Model: "m", From: map[string]time.Time{"g1": from, "g2": now.Add(time.Hour)}})
+			require.NoError(t, err)
+			require.Len(t, strata, want)
+		}
+		strata, err = s.Strata(t.Context(), registry.StrataFilter{Model: "m", From: map[string]time.Time{"g2": now.Add(time.Hour)}})
+		require.NoError(t, err)
+		require.Len(t, strata, 1, "a gateway without a time of its own is read from the start")
+
+		tally, err := s.Tally(t.Context(), "r")
+		require.NoError(t, err)
+		require.Empty(t, tally.Body)
+		for _, body := range []string{`{"a":1}`, `{"a":2}`} {
+			require.NoError(t, s.PutTally(t.Context(), registry.Tally{Run: "r", Body: json.RawMessage(body)}))
+			tally, err = s.Tally(t.Context(), "r")
+			require.NoError(t, err)
+			require.JSONEq(t, body, string(tally.Body))
+		}
 		leases, err := s.Leases(t.Context(), registry.GatewayLease, now)
 		require.NoError(t, err)
 		require.Len(t, leases, 1)

@@ -36,9 +36,12 @@ func integer(ps map[string]*inference.InferParameter, name string) (n int64, ok 
 	return n, true, nil
 }
 
+// PriorityParameter is the request parameter that carries its priority.
+const PriorityParameter = "priority"
+
 // Priority returns the request's priority: 1 goes first, 0 is the default.
 func Priority(r *inference.ModelInferRequest) (int, error) {
-	n, _, err := integer(r.GetParameters(), "priority")
+	n, _, err := integer(r.GetParameters(), PriorityParameter)
 	return int(min(n, math.MaxInt32)), err
 }
 

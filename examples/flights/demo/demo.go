@@ -252,7 +252,7 @@ func (d *demo) champion(ctx context.Context) (int, error) {
 
 func (d *demo) serveFirst(ctx context.Context) (string, error) {
 	s := client.NewRolloutStrategy("all_at_once")
-	run, err := d.rollout(ctx, client.NewRollout{Version: 1, Strategy: &s})
+	run, err := d.rollout(ctx, client.NewRollout{Version: new(1), Strategy: &s})
 	if err != nil {
 		return "", err
 	}
@@ -285,7 +285,7 @@ func (d *demo) rolloutGood(ctx context.Context) (string, error) {
 	}
 	s := client.NewRolloutStrategy("steps")
 	steps, requests, watch := []float32{10, 50}, int64(300), int64(600)
-	run, err := d.rollout(ctx, client.NewRollout{Version: 2, Strategy: &s, Steps: &steps, BakeRequests: &requests, WatchSeconds: &watch})
+	run, err := d.rollout(ctx, client.NewRollout{Version: new(2), Strategy: &s, Steps: &steps, BakeSeconds: new(int64(0)), BakeRequests: &requests, WatchSeconds: &watch})
 	if err != nil {
 		return "", err
 	}
@@ -335,7 +335,7 @@ func (d *demo) rolloutBad(ctx context.Context) (string, error) {
 		return "", err
 	}
 	steps, requests := []float32{10}, int64(300)
-	run, err := d.rollout(ctx, client.NewRollout{Version: 3, Steps: &steps, BakeRequests: &requests})
+	run, err := d.rollout(ctx, client.NewRollout{Version: new(3), Steps: &steps, BakeSeconds: new(int64(0)), BakeRequests: &requests})
 	if err != nil {
 		return "", err
 	}
