@@ -57,6 +57,8 @@ type cache struct {
 	metrics *metrics
 	memory  memory
 
+	blackbox *blackbox
+
 	cpu   *engine.Device // the threads of the machine
 	other *engine.Device // devices whose runs take no thread of it
 
@@ -95,7 +97,7 @@ const runsAtOnce = 64
 func newCache(ctx context.Context, c Config, runtime engine.Runtime, objects registry.Objects, log *slog.Logger) *cache {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	return &cache{
-		runtime: runtime, objects: objects, dir: c.CacheDir, log: log, changed: func() {},
+		runtime: runtime, objects: objects, dir: c.CacheDir, log: log, blackbox: openBlackbox(c.CacheDir, c.Node, time.Now(), log), changed: func() {},
 		cpu: engine.NewDevice(c.Threads), other: engine.NewDevice(runsAtOnce), memory: memory{budget: c.MemoryBudget, resident: residentBytes},
 		wishes: map[string][]held{}, entries: map[key]*entry{}, evicted: map[key]bool{}, ctx: ctx, stop: stop,
 	}
@@ -215,12 +217,17 @@ func (c *cache) load(ctx context.Context, e *entry) error {
 	}
 	defer free()
 	before := residentBytes()
-	session, err := c.runtime.Open(filepath.Join(dir, filepath.FromSlash(file)), e.signature, engine.Options{
+	mark := c.blackbox.enter(e.key)
+	mark.begin()
+	opened, err := c.runtime.Open(filepath.Join(dir, filepath.FromSlash(file)), e.signature, engine.Options{
 		Provider: e.config.Provider, ProviderOptions: e.config.ProviderOptions, Fallback: e.config.Fallback, Threads: e.config.Threads,
 	})
+	mark.end()
 	if err != nil {
+		mark.leave()
 		return err
 	}
+	session := &markedSession{Session: opened, mark: mark}
 	c.set(e, registry.Warming, "")
 	measured, err := engine.Warm(ctx, session, e.config.MaxBatch)
 	if err != nil {
@@ -402,4 +409,5 @@ func (c *cache) close() {
 	c.done.Wait()
 	c.cpu.Close()
 	c.other.Close()
+	c.blackbox.close()
 }

@@ -163,7 +163,7 @@ func (w *Worker) report(leaving bool) *attach.AttachRequest {
 	}
 	state := registry.WorkerState{
 		Labels: w.config.Labels, Devices: w.devices(), Providers: w.providers, MemoryBytes: residentBytes(), BudgetBytes: w.config.MemoryBudget,
-		Loaded: w.cache.list(),
+		Loaded: w.cache.list(), Crashes: w.cache.blackbox.since(time.Now()),
 	}
 	for _, l := range w.cache.ready() {
 		state.Waiting += l.stats.Queued

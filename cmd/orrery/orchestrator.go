@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/orrery-ml/orrery/activities"
 	"github.com/orrery-ml/orrery/engine"
+	"github.com/orrery-ml/orrery/internal/build"
 	"github.com/orrery-ml/orrery/internal/supervisor"
 	"github.com/orrery-ml/orrery/internal/toolpath"
 	"github.com/orrery-ml/orrery/registry"
@@ -29,9 +31,10 @@ import (
 type orchestratorOptions struct {
 	backends
 
-	queues  []string
-	scratch string
-	config  string
+	queues     []string
+	scratch    string
+	config     string
+	deployment string
 }
 
 // queueNames maps the names of --queues to task queues.
@@ -52,11 +55,13 @@ func (p *program) orchestratorCommand() *cobra.Command {
 			return p.orchestrate(c.Context(), o, log)
 		},
 	}
-	f := c.Flags()
+	f := c.PersistentFlags()
 	o.flags(p, f, "registry", "store", "temporal")
 	f.StringSliceVar(&o.queues, "queues", []string{"lifecycle", "data", "train"}, "what this process does: lifecycle, data, train; data and train run in child processes of lifecycle")
+	f.StringVar(&o.deployment, "deployment", "orrery", "name of the Temporal worker deployment, of which each build is a version; empty turns versioning off (ORRERY_DEPLOYMENT)")
 	f.StringVar(&o.config, "config", "", "YAML file with the trainers (ORRERY_CONFIG)")
 	f.StringVar(&o.scratch, "scratch", os.TempDir(), "directory for temporary files")
+	c.AddCommand(p.promoteCommand(&o))
 	return c
 }
 
@@ -83,7 +88,7 @@ func (p *program) orchestrate(ctx context.Context, o orchestratorOptions, log *s
 				Name: "orchestrator " + q, Log: p.stderr,
 				Args: []string{
 					self, "orchestrator", "--queues", q, "--scratch", o.scratch, "--config", o.config, "--log-level", o.logLevel, "--registry", o.registry,
-					"--store", o.store, "--temporal", o.temporal, "--namespace", o.namespace,
+					"--store", o.store, "--temporal", o.temporal, "--namespace", o.namespace, "--deployment", o.deployment,
 				},
 			})
 		}
@@ -119,7 +124,12 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 	if err := startWorker(ctx, w, log); err != nil {
 		return nil // asked to stop while waiting
 	}
-	log.Info("polling", "queue", queue)
+	log.Info("polling", "queue", queue, "build", build.ID())
+	var current sync.WaitGroup
+	defer current.Wait()
+	if o.deployment != "" && queue == workflows.LifecycleQueue {
+		current.Go(func() { becomeCurrent(ctx, dialed, o.deployment, log) })
+	}
 	if queue == workflows.LifecycleQueue {
 		if err := ensureRetention(ctx, dialed); err != nil && ctx.Err() == nil {
 			log.Warn("make the retention schedule", "error", err)
@@ -139,7 +149,11 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 	if err != nil {
 		return nil, err
 	}
-	w := worker.New(c, queue, worker.Options{WorkerStopTimeout: 10 * time.Second, MaxConcurrentActivityExecutionSize: 1000})
+	options := worker.Options{WorkerStopTimeout: 10 * time.Second, MaxConcurrentActivityExecutionSize: 1000}
+	if o.deployment != "" {
+		options.DeploymentOptions = versioned(o.deployment)
+	}
+	w := worker.New(c, queue, options)
 	try := []string{self, "try-model"}
 	if library, err := toolpath.OnnxRuntime(o.ort); err == nil { // else the child says what is missing
 		try = append(try, "--onnxruntime", library)

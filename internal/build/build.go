@@ -1,7 +1,15 @@
 // Package build says which Orrery this is.
 package build
 
-import "runtime/debug"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+)
 
 // Version returns the module's version, or the commit it was built from, or "dev".
 func Version() string {
@@ -18,4 +26,36 @@ func Version() string {
 		return v
 	}
 	return "dev"
+}
+
+// ID names this build for worker versioning: the commit's time, so that later builds sort after earlier ones, and a
+// digest of the program, so that two builds that differ never share a name.
+var ID = sync.OnceValue(func() string {
+	at := "00000000T000000"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.time" { // RFC 3339, in UTC
+				at = strings.NewReplacer("-", "", ":", "", "Z", "").Replace(s.Value)
+			}
+		}
+	}
+	return at + "-" + programDigest()
+})
+
+// programDigest returns the first digits of the running program's SHA-256, or its version when it cannot be read.
+func programDigest() string {
+	path, err := os.Executable()
+	if err != nil {
+		return Version()
+	}
+	f, err := os.Open(path) //nolint:gosec // ourselves
+	if err != nil {
+		return Version()
+	}
+	defer func() { _ = f.Close() }() // opened for reading
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return Version()
+	}
+	return hex.EncodeToString(h.Sum(nil))[:12]
 }
