@@ -16,6 +16,7 @@ import (
 
 	"github.com/orrery-ml/orrery/api/gateway"
 	"github.com/orrery-ml/orrery/api/proto/oip"
+	"github.com/orrery-ml/orrery/api/webhook"
 	"github.com/orrery-ml/orrery/registry"
 )
 
@@ -40,6 +41,7 @@ type store interface {
 	registry.Runs
 	registry.Keys
 	registry.Answers
+	registry.Webhooks
 	Ping(ctx context.Context) error
 }
 
@@ -50,6 +52,7 @@ type Server struct {
 	objects   registry.Objects
 	temporal  client.Client
 	gateway   *gateway.Gateway
+	sender    *webhook.Sender
 	authority *authority
 	log       *slog.Logger
 	told      sync.WaitGroup // messages to workflows that nobody waits for
@@ -58,9 +61,9 @@ type Server struct {
 var _ StrictServerInterface = (*Server)(nil)
 
 // New makes the front door.
-func New(c Config, s store, o registry.Objects, t client.Client, g *gateway.Gateway, log *slog.Logger) *Server {
+func New(c Config, s store, o registry.Objects, t client.Client, g *gateway.Gateway, w *webhook.Sender, log *slog.Logger) *Server {
 	return &Server{
-		config: c, store: s, objects: o, temporal: t, gateway: g, log: log,
+		config: c, store: s, objects: o, temporal: t, gateway: g, sender: w, log: log,
 		authority: &authority{keys: s, open: c.Open, cache: map[string]cachedKey{}},
 	}
 }

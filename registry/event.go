@@ -22,6 +22,7 @@ const (
 	HoldChanged     EventType = "hold.changed"
 	RunChanged      EventType = "run.changed"
 	KeyChanged      EventType = "key.changed"
+	WebhookChanged  EventType = "webhook.changed"
 )
 
 // Event is one row of the append-only log that is audit trail, change feed and source of webhooks at once. Numbers

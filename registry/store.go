@@ -118,6 +118,27 @@ type Keys interface {
 	RevokeKey(ctx context.Context, id, actor string) error
 }
 
+// Webhooks keeps webhooks and what was sent to them.
+type Webhooks interface {
+	// CreateWebhook ends in Invalid. The webhook begins after the last event there is.
+	CreateWebhook(ctx context.Context, w Webhook) (Webhook, error)
+	// ListWebhooks lists webhooks by creation.
+	ListWebhooks(ctx context.Context) ([]Webhook, error)
+	// DeleteWebhook ends in NotFound.
+	DeleteWebhook(ctx context.Context, id, actor string) error
+	// ClaimWebhook makes owner the only one to send to a webhook for a while, and says whether it is; it returns the
+	// webhook as it is then. An owner claims again to keep it.
+	ClaimWebhook(ctx context.Context, id, owner string, lasts time.Duration) (Webhook, bool, error)
+	// AdvanceWebhook moves a webhook's position from one event to another, while owner has it and nobody moved it.
+	AdvanceWebhook(ctx context.Context, id, owner string, from, to int64) error
+	// RewindWebhook sets a webhook's position: events after it are sent, again or at last. It ends in NotFound.
+	RewindWebhook(ctx context.Context, id string, position int64) error
+	// AddDelivery keeps one attempt.
+	AddDelivery(ctx context.Context, d Delivery) error
+	// Deliveries lists a webhook's attempts, newest first, at most limit. It ends in NotFound.
+	Deliveries(ctx context.Context, id string, limit int) ([]Delivery, error)
+}
+
 // Answers remembers answers to requests with an Idempotency-Key.
 type Answers interface {
 	// Reserve claims the key, or returns the remembered answer and false. It ends in Conflict when the same key came

@@ -25,6 +25,7 @@ import (
 	"github.com/orrery-ml/orrery/api/proto/attach"
 	"github.com/orrery-ml/orrery/api/proto/inference"
 	"github.com/orrery-ml/orrery/api/proto/oip"
+	"github.com/orrery-ml/orrery/api/webhook"
 	"github.com/orrery-ml/orrery/internal/supervisor"
 	"github.com/orrery-ml/orrery/internal/telemetry"
 	"github.com/orrery-ml/orrery/registry"
@@ -141,8 +142,9 @@ func serve(ctx context.Context, o serverOptions, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	front := api.New(api.Config{Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace, ContinueAfter: o.continueAfter}, s, objects, temporal, g, log)
-	return listenAndServe(ctx, o, plane{g, recorder, front, front.Handler(metrics)}, log)
+	sender := webhook.NewSender(s, metrics, log)
+	front := api.New(api.Config{Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace, ContinueAfter: o.continueAfter}, s, objects, temporal, g, sender, log)
+	return listenAndServe(ctx, o, plane{g, recorder, sender, front, front.Handler(metrics)}, log)
 }
 
 // ensureAdmin makes the key in ORRERY_ADMIN_KEY an admin key when it is not known yet. While the registry is away that
@@ -175,6 +177,7 @@ func ensureAdmin(ctx context.Context, s *store.Store, secret string, log *slog.L
 type plane struct {
 	gateway  *gateway.Gateway
 	recorder *gateway.TrafficRecorder
+	sender   *webhook.Sender
 	front    *api.Server
 	handler  http.Handler
 }
@@ -216,6 +219,7 @@ func listenAndServe(ctx context.Context, o serverOptions, p plane, log *slog.Log
 		return serveBoth(ctx, rest, web, server, rpc)
 	})
 	group.Add("reconciler", p.front.Reconcile)
+	group.Add("webhooks", p.sender.Run)
 	log.Info("serving", "http", web.Addr().String(), "grpc", rpc.Addr().String(), "hosts", strings.Join(slices.Clone(o.hosts), ","))
 	err = group.Run(ctx)
 	p.front.Close()

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -48,9 +49,18 @@ func (s *Store) Strata(ctx context.Context, f registry.StrataFilter) ([]registry
 	return convert(rows, stratumRow.stratum)
 }
 
-// DeleteStrata removes strata that began before the given time and returns how many.
+// DeleteStrata removes strata that began before the given time, with the tallies of runs that had ended and the
+// deliveries of then, and returns how many strata.
 func (s *Store) DeleteStrata(ctx context.Context, before time.Time) (int64, error) {
-	done := s.db.WithContext(ctx).Where("start < ?", micros(before)).Delete(&stratumRow{})
+	db := s.db.WithContext(ctx)
+	err := errors.Join(
+		db.Where("run IN (SELECT id FROM runs WHERE ended_at > 0 AND ended_at < ?)", micros(before)).Delete(&tallyRow{}).Error,
+		db.Where("at < ?", micros(before)).Delete(&deliveryRow{}).Error,
+	)
+	if err != nil {
+		return 0, fault("delete tallies and deliveries", err)
+	}
+	done := db.Where("start < ?", micros(before)).Delete(&stratumRow{})
 	return done.RowsAffected, fault("delete strata", done.Error)
 }
 

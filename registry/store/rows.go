@@ -163,13 +163,21 @@ func (r runRow) run() registry.Run {
 	out := registry.Run{
 		ID: r.ID, Kind: registry.RunKind(r.Kind), Model: r.Model, Version: r.Version, WorkflowID: r.WorkflowID, Parent: r.Parent,
 		State: registry.RunState(r.State), Outcome: registry.Outcome(r.Outcome), Phase: r.Phase, Message: r.Message,
-		Progress: r.Progress, Input: json.RawMessage(r.Input), Result: json.RawMessage(r.Result), Actor: r.Actor,
+		Progress: r.Progress, Input: document(r.Input), Result: document(r.Result), Actor: r.Actor,
 		CreatedAt: fromMicros(r.CreatedAt), StartedAt: fromMicros(r.StartedAt), EndedAt: fromMicros(r.EndedAt),
 	}
 	if r.Lock != nil {
 		out.Lock = *r.Lock
 	}
 	return out
+}
+
+// document returns stored JSON; none is nil, because an empty json.RawMessage does not marshal.
+func document(s string) json.RawMessage {
+	if s == "" {
+		return nil
+	}
+	return json.RawMessage(s)
 }
 
 type leaseRow struct {
@@ -281,6 +289,50 @@ func (r keyRow) key() (registry.APIKey, error) {
 		CreatedBy: r.CreatedBy, RevokedAt: fromMicros(r.RevokedAt),
 	}
 	return k, decode(r.Models, &k.Models)
+}
+
+type webhookRow struct {
+	ID        string `gorm:"primaryKey"`
+	URL       string
+	Secret    string
+	Format    string
+	Types     string
+	Models    string
+	Position  int64
+	Owner     string
+	OwnedTill int64
+	CreatedAt int64 `gorm:"autoCreateTime:false"`
+	CreatedBy string
+}
+
+func (webhookRow) TableName() string { return "webhooks" }
+
+func (r webhookRow) webhook() (registry.Webhook, error) {
+	w := registry.Webhook{
+		ID: r.ID, URL: r.URL, Secret: r.Secret, Format: registry.WebhookFormat(r.Format), Position: r.Position,
+		CreatedAt: fromMicros(r.CreatedAt), CreatedBy: r.CreatedBy,
+	}
+	return w, errors.Join(decode(r.Types, &w.Types), decode(r.Models, &w.Models))
+}
+
+type deliveryRow struct {
+	Webhook string `gorm:"primaryKey"`
+	At      int64  `gorm:"primaryKey;autoIncrement:false"`
+	Event   int64  `gorm:"primaryKey;autoIncrement:false"`
+	Attempt int
+	Millis  int64
+	Status  int
+	Error   string
+	GivenUp bool
+}
+
+func (deliveryRow) TableName() string { return "deliveries" }
+
+func (r deliveryRow) delivery() registry.Delivery {
+	return registry.Delivery{
+		Webhook: r.Webhook, Event: r.Event, Attempt: r.Attempt, At: fromMicros(r.At), Millis: r.Millis, Status: r.Status,
+		Error: r.Error, GivenUp: r.GivenUp,
+	}
 }
 
 type answerRow struct {
