@@ -109,7 +109,11 @@ func PlanRollout(p registry.RolloutPolicy, r RolloutRequest) (RolloutPlan, error
 		out.Strategy = r.Strategy
 	}
 	var err error
-	if out.Judge, err = ReadJudge(p.Judge, r.Judge); err != nil {
+	var own json.RawMessage
+	if out.Strategy == registry.AB { // variants are there to answer differently
+		own = json.RawMessage(`{"output_margin": 1}`)
+	}
+	if out.Judge, err = ReadJudge(own, p.Judge, r.Judge); err != nil {
 		return out, err
 	}
 	return out, out.arrange(p, r)

@@ -119,6 +119,9 @@ func (s *Server) ConfigureModel(ctx context.Context, r ConfigureModelRequestObje
 	if err != nil {
 		return nil, err
 	}
+	if r.Body.Rollout != nil {
+		s.tell(ctx, r.Model, workflows.PolicyChangedSignal, nil)
+	}
 	route, err := s.store.Route(ctx, r.Model)
 	if err != nil {
 		return nil, err

@@ -82,7 +82,7 @@ func (s *Server) moveAll(ctx context.Context, model string, decide func([]regist
 			return made, err
 		}
 		if len(history) > 0 && history[0].Owner != "" {
-			s.tell(ctx, model, workflows.Decision{Actor: c.Actor, Reason: c.Reason})
+			s.tell(ctx, model, workflows.RouteMovedSignal, workflows.Decision{Actor: c.Actor, Reason: c.Reason})
 		}
 		s.awaitApplied(ctx, made.Event)
 		return made, nil
@@ -120,13 +120,13 @@ func (s *Server) awaitApplied(ctx context.Context, event int64) {
 	}
 }
 
-// tell lets a roll-out know that its route was taken. It looks by itself too, so this is best effort.
-func (s *Server) tell(ctx context.Context, model string, d workflows.Decision) {
+// tell signals a model's roll-out, if there is one. It looks by itself too, so this is best effort.
+func (s *Server) tell(ctx context.Context, model, signal string, what any) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	s.told.Go(func() {
 		defer cancel()
-		if err := s.temporal.SignalWorkflow(ctx, workflows.RolloutID(model), "", workflows.RouteMovedSignal, d); err != nil {
-			s.log.Info("the roll-out was not told that its route moved", "model", model, "error", err)
+		if err := s.temporal.SignalWorkflow(ctx, workflows.RolloutID(model), "", signal, what); err != nil {
+			s.log.Debug("no roll-out was told", "signal", signal, "model", model, "error", err)
 		}
 	})
 }

@@ -23,6 +23,9 @@ func RolloutID(model string) string { return "rollout/" + model }
 // RouteMovedSignal tells a roll-out that somebody took its route.
 const RouteMovedSignal = "route_moved"
 
+// PolicyChangedSignal tells a roll-out that the model's policy changed.
+const PolicyChangedSignal = "policy_changed"
+
 // ProgressQuery returns a RolloutProgress.
 const ProgressQuery = "progress"
 
@@ -104,6 +107,7 @@ type rollout struct {
 	resumed   bool // by continue-as-new
 	phase     string
 	release   bool
+	policy    bool             // it changed
 	stop      registry.Outcome // set when a person or the judge ended it
 	message   string
 	interrupt workflow.CancelFunc // stops what runs
@@ -443,7 +447,7 @@ func (r *rollout) awaitApproval(ctx workflow.Context) error {
 	return err
 }
 
-// lookAgain is how often a closed gate is looked at: the policy may change.
+// lookAgain is how often a closed gate is looked at, in case that nobody said that the policy changed.
 const lookAgain = 5 * time.Minute
 
 // awaitGate waits until the model's policy lets traffic move.
@@ -457,7 +461,8 @@ func (r *rollout) awaitGate(ctx workflow.Context, gate activities.Gate) error {
 		if gate.Opens.Before(until) {
 			until = gate.Opens
 		}
-		if err := r.await(ctx, func() bool { return false }, until); err != nil || r.stop != "" {
+		r.policy = false
+		if err := r.await(ctx, func() bool { return r.policy }, until); err != nil || r.stop != "" {
 			return err
 		}
 		if err := workflow.ExecuteActivity(quick(ctx), traffic.LookAtGate, r.in.Model).Get(ctx, &gate); err != nil {

@@ -74,6 +74,15 @@ func (r *rollout) handlers(ctx workflow.Context) error {
 		moved.Receive(ctx, &d)
 		r.conclude(registry.Superseded, fmt.Sprintf("the route was taken by %s: %s", d.Actor, d.Reason))
 	})
+	changed := workflow.GetSignalChannel(ctx, PolicyChangedSignal)
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		for changed.Receive(ctx, nil) {
+			r.policy = true
+			if r.watching && strings.HasPrefix(r.phase, phaseGate) {
+				r.wake()
+			}
+		}
+	})
 	return nil
 }
 

@@ -28,6 +28,7 @@ import (
 const (
 	lookEvery   = time.Second      // for webhooks to send to
 	claimLasts  = 30 * time.Second // a sender that dies is replaced after it
+	idleLimit   = 2 * time.Second  // a replay is noticed after it
 	sendLimit   = 10 * time.Second // of one attempt
 	pageSize    = 200              // events read at once
 	firstWait   = time.Second      // after the first failure; then twice as long each time
@@ -136,7 +137,7 @@ func (s *Sender) serve(ctx context.Context, id string) error {
 			return err
 		}
 		if len(events) == 0 {
-			waiting, cancel := context.WithTimeout(ctx, claimLasts/3)
+			waiting, cancel := context.WithTimeout(ctx, idleLimit)
 			err := s.store.Await(waiting, w.Position)
 			cancel()
 			if ctx.Err() != nil || err != nil && !errors.Is(err, context.DeadlineExceeded) {

@@ -58,7 +58,7 @@ var environment = map[string]string{
 	"registry": "ORRERY_REGISTRY", "store": "ORRERY_STORE", "temporal": "ORRERY_TEMPORAL", "namespace": "ORRERY_NAMESPACE",
 	"log-level": "ORRERY_LOG_LEVEL", "http": "ORRERY_HTTP", "grpc": "ORRERY_GRPC", "node": "ORRERY_NODE",
 	"state-dir": "ORRERY_STATE_DIR", "hosts": "ORRERY_HOSTS", "temporal-ui": "ORRERY_TEMPORAL_UI", "servers": "ORRERY_SERVERS",
-	"advertise": "ORRERY_ADVERTISE", "cache-dir": "ORRERY_CACHE_DIR", "config": "ORRERY_CONFIG", "deployment": "ORRERY_DEPLOYMENT", "threads": "ORRERY_THREADS", "memory-budget": "ORRERY_MEMORY_BUDGET",
+	"advertise": "ORRERY_ADVERTISE", "cache-dir": "ORRERY_CACHE_DIR", "config": "ORRERY_CONFIG", "deployment": "ORRERY_DEPLOYMENT", "continue-after": "ORRERY_CONTINUE_AFTER", "threads": "ORRERY_THREADS", "memory-budget": "ORRERY_MEMORY_BUDGET",
 }
 
 func (p *program) fromEnvironment(f *pflag.FlagSet) error {

@@ -120,6 +120,15 @@ func (p *Process) Kill() {
 	p.cmd = nil
 }
 
+// Freeze stops the process as SIGSTOP does, and lets it go on; it says nothing while frozen.
+func (p *Process) Freeze(frozen bool) error {
+	signal := syscall.SIGCONT
+	if frozen {
+		signal = syscall.SIGSTOP
+	}
+	return syscall.Kill(-p.cmd.Process.Pid, signal)
+}
+
 // Interrupt asks the process to stop and waits until it has.
 func (p *Process) Interrupt() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
