@@ -70,13 +70,18 @@ func (n *node) url() string { return "http://" + n.http }
 // newCluster starts a cluster, with env added to the environment of its roles, and waits until it is ready.
 func newCluster(t *testing.T, servers, workers int, env ...string) *cluster {
 	t.Helper()
+	return newClusterOn(t, testenv.Minio(t), servers, workers, env...)
+}
+
+// newClusterOn is newCluster with an object store of one's own.
+func newClusterOn(t *testing.T, minio *testenv.MinioServer, servers, workers int, env ...string) *cluster {
+	t.Helper()
 	c := &cluster{t: t}
 	_ = t.TempDir() // registers its removal before the kill, so that it happens after it
 	var starting sync.WaitGroup
 	var pgErr, temporalErr error
 	starting.Go(func() { c.postgres, pgErr = testenv.StartPostgres() })
 	starting.Go(func() { c.temporal, temporalErr = testenv.StartTemporal() })
-	minio := testenv.Minio(t)
 	starting.Wait()
 	require.NoError(t, pgErr)
 	require.NoError(t, temporalErr)
