@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	root.SetArgs(args)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddGroup(&cobra.Group{ID: "roles", Title: "Roles:"}, &cobra.Group{ID: "client", Title: "Client:"})
-	for _, c := range []*cobra.Command{p.devCommand(), p.serverCommand(), p.orchestratorCommand(), p.workerCommand()} {
+	for _, c := range []*cobra.Command{p.devCommand(), p.serverCommand(), p.orchestratorCommand(), p.workerCommand(), p.simulateCommand()} {
 		c.GroupID = "roles"
 		root.AddCommand(c)
 	}
