@@ -21,7 +21,10 @@ func Fault(err error) error {
 		return nil
 	}
 	var already *temporal.ApplicationError
-	if errors.As(err, &already) || temporal.IsCanceledError(err) {
+	if errors.As(err, &already) {
+		return already
+	}
+	if temporal.IsCanceledError(err) {
 		return err
 	}
 	code := registry.CodeOf(err)

@@ -2,6 +2,7 @@ package activities
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,8 +17,9 @@ import (
 )
 
 const (
-	pollFleet   = 15 * time.Millisecond // while waiting for gateways and workers
-	fleetFresh  = 10 * time.Millisecond // leases read by one activity serve the others for as long
+	pollFirst   = 2 * time.Millisecond  // while waiting for gateways and workers; then half as long again each time
+	pollLast    = 50 * time.Millisecond //
+	fleetFresh  = 2 * time.Millisecond  // leases read by one activity serve the others for as long
 	fastestBake = 250 * time.Millisecond
 	slowestBake = 2 * time.Second
 	bakeSpacing = 4 * time.Millisecond // times the bakes under way
@@ -91,6 +93,7 @@ type PreflightResult struct {
 	DetectableOdds float64             `json:"detectable_odds"` // smallest odds ratio of errors the bake can see; 0 = none
 	Warnings       []string            `json:"warnings,omitempty"`
 	Gate           Gate                `json:"gate,omitzero"`
+	Warm           bool                `json:"warm"` // the candidates are loaded already
 }
 
 // Back returns the arms of the route that a roll-out which did not promote leaves behind.
@@ -112,16 +115,29 @@ const (
 // what the bake will be able to see.
 func (a *Traffic) Preflight(ctx context.Context, in PreflightInput) (PreflightResult, error) {
 	phase := "preflight"
-	if _, err := a.store.UpdateRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &phase}); err != nil {
-		return PreflightResult{}, Fault(err)
-	}
+	noted := a.noteRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &phase})
+	out, err := a.preflight(ctx, in)
+	return out, Fault(errors.Join(err, <-noted))
+}
+
+// noteRun changes a run beside what the caller does meanwhile.
+func (a *Traffic) noteRun(ctx context.Context, u registry.RunUpdate) <-chan error {
+	done := make(chan error, 1)
+	go func() { // ends with ctx at the latest
+		_, err := a.store.UpdateRun(ctx, u)
+		done <- err
+	}()
+	return done
+}
+
+func (a *Traffic) preflight(ctx context.Context, in PreflightInput) (PreflightResult, error) {
 	model, err := a.store.Model(ctx, in.Model)
 	if err != nil {
-		return PreflightResult{}, Fault(err)
+		return PreflightResult{}, err
 	}
 	route, err := a.store.Route(ctx, in.Model)
 	if err != nil {
-		return PreflightResult{}, Fault(err)
+		return PreflightResult{}, err
 	}
 	candidates := []int{in.Candidate}
 	if in.Plan.Experiment != nil {
@@ -132,11 +148,11 @@ func (a *Traffic) Preflight(ctx context.Context, in PreflightInput) (PreflightRe
 	}
 	for _, candidate := range candidates {
 		if err := a.checkCandidate(ctx, in.RunID, in.Model, candidate, route); err != nil {
-			return PreflightResult{}, Fault(err)
+			return PreflightResult{}, err
 		}
 	}
 	if route.StableVersion() == 0 && in.Plan.Strategy != registry.AllAtOnce && (in.Plan.Experiment != nil || in.Plan.Shadow > 0) {
-		return PreflightResult{}, Fault(registry.Errorf(registry.Precondition, "model %s has no stable version to compare with: promote one first", in.Model))
+		return PreflightResult{}, registry.Errorf(registry.Precondition, "model %s has no stable version to compare with: promote one first", in.Model)
 	}
 	out := PreflightResult{Route: route, Judge: in.Plan.Judge, Began: time.Now().UTC()}
 	if !in.Plan.Urgent {
@@ -151,19 +167,27 @@ func (a *Traffic) Preflight(ctx context.Context, in PreflightInput) (PreflightRe
 	if in.Plan.Shadow > 0 { // mirrored requests yield to all others, so their durations say nothing
 		out.Judge.MaxP99Millis, out.Judge.LatencyMargin = 0, 0.999
 	}
-	return out, Fault(a.forecast(ctx, in, &out))
+	out.Warm = true
+	for _, candidate := range candidates {
+		warm, err := a.isWarm(ctx, model, candidate)
+		out.Warm = out.Warm && warm && err == nil // what cannot be loaded is found out when it is to be warmed
+	}
+	return out, a.forecast(ctx, in, &out)
 }
 
 // forecast works out what the bake can see of the traffic there has been lately.
 func (a *Traffic) forecast(ctx context.Context, in PreflightInput, out *PreflightResult) error {
+	if len(in.Plan.Steps) == 0 {
+		return nil
+	}
 	strata, err := a.store.Strata(ctx, registry.StrataFilter{Model: in.Model, Since: out.Began.Add(-recentTraffic)})
 	if err != nil {
 		return err
 	}
-	requests, errors, first := 0.0, 0.0, out.Began
+	requests, failed, first := 0.0, 0.0, out.Began
 	for _, s := range strata {
 		requests += float64(s.Requests)
-		errors += float64(s.Errors)
+		failed += float64(s.Errors)
 		if s.Start.Before(first) {
 			first = s.Start
 		}
@@ -171,7 +195,7 @@ func (a *Traffic) forecast(ctx context.Context, in PreflightInput, out *Prefligh
 	out.BaseErrors = assumedErrorRate
 	if requests > 0 {
 		out.PerMinute = requests / max(out.Began.Sub(first).Minutes(), 1)
-		out.BaseErrors = min(max(errors/requests, leastErrorRate), 0.5)
+		out.BaseErrors = min(max(failed/requests, leastErrorRate), 0.5)
 	}
 	var steps []monitor.Expected
 	for _, weight := range in.Plan.Steps {
@@ -258,9 +282,12 @@ type ShiftResult struct {
 // ShiftTraffic sets the route and returns once every leased gateway has applied it and, when asked, a version is warm.
 // It ends in Conflict when the route is no longer the expected one.
 func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult, error) {
-	if _, err := a.store.UpdateRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase, Progress: &in.Progress}); err != nil {
-		return ShiftResult{}, Fault(err)
-	}
+	noted := a.noteRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase, Progress: &in.Progress})
+	out, err := a.shift(ctx, in)
+	return out, Fault(errors.Join(err, <-noted))
+}
+
+func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error) {
 	if in.Gated {
 		if gate, err := a.LookAtGate(ctx, in.Model); err != nil || !gate.Opens.IsZero() {
 			return ShiftResult{Gate: gate}, err
@@ -275,14 +302,14 @@ func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult,
 	}
 	route, err := a.store.SetRoute(ctx, change)
 	if err != nil {
-		return ShiftResult{}, Fault(err)
+		return ShiftResult{}, err
 	}
 	if err := a.awaitApplied(ctx, route.Event); err != nil {
-		return ShiftResult{}, Fault(err)
+		return ShiftResult{}, err
 	}
 	for _, version := range in.Ready {
 		if err := a.awaitWarm(ctx, in.Model, version); err != nil {
-			return ShiftResult{}, Fault(err)
+			return ShiftResult{}, err
 		}
 	}
 	return ShiftResult{Revision: route.Revision, At: route.At}, nil
@@ -290,7 +317,7 @@ func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult,
 
 // awaitApplied returns once every gateway with a lease has applied the event.
 func (a *Traffic) awaitApplied(ctx context.Context, event int64) error {
-	return poll(ctx, pollFleet, func() (bool, error) {
+	return poll(ctx, func() (bool, error) {
 		leases, err := a.gateways.get(ctx)
 		if err != nil {
 			return false, err
@@ -306,36 +333,41 @@ func (a *Traffic) awaitWarm(ctx context.Context, model string, version int) erro
 	if err != nil {
 		return err
 	}
-	return poll(ctx, pollFleet, func() (bool, error) {
-		leases, err := a.workers.get(ctx)
-		if err != nil {
-			return false, err
+	return poll(ctx, func() (bool, error) { return a.isWarm(ctx, m, version) })
+}
+
+// isWarm says whether a version is loaded on as many workers as the model asks for, of those that have its labels.
+func (a *Traffic) isWarm(ctx context.Context, m registry.Model, version int) (bool, error) {
+	leases, err := a.workers.get(ctx)
+	if err != nil {
+		return false, err
+	}
+	able, warm := 0, 0
+	for _, l := range leases {
+		if !l.Worker.Has(m.Config.WorkerLabels) {
+			continue
 		}
-		need := len(leases)
-		if m.Config.Replicas > 0 {
-			need = min(need, m.Config.Replicas)
+		able++
+		i := slices.IndexFunc(l.Worker.Loaded, func(v registry.LoadedVersion) bool { return v.Model == m.Name && v.Version == version })
+		if i < 0 {
+			continue
 		}
-		warm := 0
-		for _, l := range leases {
-			i := slices.IndexFunc(l.Worker.Loaded, func(v registry.LoadedVersion) bool { return v.Model == model && v.Version == version })
-			if i < 0 {
-				continue
-			}
-			if loaded := l.Worker.Loaded[i]; loaded.State == registry.Loaded {
-				warm++
-			} else if loaded.Error != "" {
-				return false, registry.Errorf(registry.Precondition, "worker %s cannot load version %d: %s", l.Node, version, loaded.Error)
-			}
+		if loaded := l.Worker.Loaded[i]; loaded.State == registry.Loaded {
+			warm++
+		} else if loaded.Error != "" {
+			return false, registry.Errorf(registry.Precondition, "worker %s cannot load version %d: %s", l.Node, version, loaded.Error)
 		}
-		return warm >= need && need > 0, nil
-	})
+	}
+	need := able
+	if m.Config.Replicas > 0 {
+		need = min(need, m.Config.Replicas)
+	}
+	return warm >= need && need > 0, nil
 }
 
 // poll calls ok until it says true, heartbeating.
-func poll(ctx context.Context, every time.Duration, ok func() (bool, error)) error {
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	for {
+func poll(ctx context.Context, ok func() (bool, error)) error {
+	for wait := pollFirst; ; wait = min(wait+wait/2, pollLast) {
 		done, err := ok()
 		if err != nil || done {
 			return err
@@ -344,7 +376,7 @@ func poll(ctx context.Context, every time.Duration, ok func() (bool, error)) err
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
 	}
 }

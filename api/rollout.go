@@ -23,6 +23,8 @@ func mergeRollout(raw *json.RawMessage, into *registry.RolloutPolicy) error {
 
 // StartRollout implements the API.
 func (s *Server) StartRollout(ctx context.Context, r StartRolloutRequestObject) (StartRolloutResponseObject, error) {
+	alive := make(chan error, 1)
+	go func() { alive <- s.pingTemporal(ctx) }() // ends by its own deadline, at the same time as what follows
 	m, err := s.store.Model(ctx, r.Model)
 	if err != nil {
 		return nil, err
@@ -46,7 +48,10 @@ func (s *Server) StartRollout(ctx context.Context, r StartRolloutRequestObject) 
 		ID: in.RunID, Kind: registry.KindRollout, Model: r.Model, Version: in.Candidate, WorkflowID: workflows.RolloutID(r.Model),
 		Lock: workflows.RolloutID(r.Model), Input: input(in), Actor: in.Actor,
 	}
-	made, err := s.insertAndStart(ctx, run)
+	if err := <-alive; err != nil {
+		return nil, err
+	}
+	made, err := s.insertRun(ctx, run)
 	if registry.CodeOf(err) == registry.Conflict && value(r.Body.OnConflict) == "supersede" {
 		made, err = s.supersede(ctx, run)
 	}
@@ -78,7 +83,7 @@ func (s *Server) supersede(ctx context.Context, run registry.Run) (registry.Run,
 		}
 	}
 	for {
-		made, err := s.insertAndStart(ctx, run)
+		made, err := s.insertRun(ctx, run)
 		if err == nil || registry.CodeOf(err) != registry.Conflict {
 			return made, err
 		}

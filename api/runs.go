@@ -58,6 +58,11 @@ func (s *Server) insertAndStart(ctx context.Context, run registry.Run) (registry
 	if err := s.pingTemporal(ctx); err != nil {
 		return run, err
 	}
+	return s.insertRun(ctx, run)
+}
+
+// insertRun is insertAndStart for who has seen that Temporal answers.
+func (s *Server) insertRun(ctx context.Context, run registry.Run) (registry.Run, error) {
 	made, err := s.store.InsertRun(ctx, run)
 	if err != nil {
 		return run, err

@@ -45,6 +45,16 @@ type WorkerState struct {
 	Crashes     []Crash           `json:"crashes,omitempty"` // of the last hour, of the workers before this one in its place
 }
 
+// Has says whether a worker has all the labels asked for.
+func (s WorkerState) Has(labels map[string]string) bool {
+	for k, v := range labels {
+		if s.Labels[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
 // Crash says that a worker's process died while it ran or loaded a version.
 type Crash struct {
 	Model   string    `json:"model"`

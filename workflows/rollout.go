@@ -123,6 +123,9 @@ type stage struct {
 	bake  bool
 }
 
+// warms says that a stage only warms: it is never left out.
+func (s stage) warms() bool { return len(s.ready) > 0 }
+
 // Rollout moves a model's traffic from its stable version to a candidate, or back.
 func Rollout(ctx workflow.Context, in RolloutInput) (RolloutResult, error) {
 	r := &rollout{in: in, phase: "preflight"}
@@ -152,7 +155,7 @@ func (r *rollout) run(ctx workflow.Context) error {
 		}
 	}
 	stages := r.stages()
-	for r.Stage < len(stages) && r.stop == "" && (!r.Promote || r.Stage == 0) { // nobody is promoted cold
+	for r.Stage < len(stages) && r.stop == "" && (!r.Promote || stages[r.Stage].warms()) { // nobody is promoted cold
 		if err := r.stageOnce(ctx, stages[r.Stage]); err != nil || r.stop != "" {
 			return err
 		}
@@ -165,6 +168,10 @@ func (r *rollout) run(ctx workflow.Context) error {
 	return r.finish(ctx)
 }
 
+// warmFresh is how long a version that was loaded at preflight is taken to be so: workers keep what nobody refers to for
+// longer than that.
+const warmFresh = 5 * time.Second
+
 // begin is all that happens before traffic moves.
 func (r *rollout) begin(ctx workflow.Context) error {
 	var traffic *activities.Traffic
@@ -176,6 +183,8 @@ func (r *rollout) begin(ctx workflow.Context) error {
 		return err
 	}
 	r.Revision = r.Start.Route.Revision
+	began := workflow.Now(ctx)
+	defer func() { r.Start.Warm = r.Start.Warm && workflow.Now(ctx).Sub(began) < warmFresh }()
 	if r.in.Plan.ApproveBefore != beforePromotion {
 		if err := r.awaitApproval(ctx); err != nil || r.stop != "" {
 			return err
@@ -187,8 +196,16 @@ func (r *rollout) begin(ctx workflow.Context) error {
 // stable returns the version that had the traffic when the roll-out began.
 func (r *rollout) stable() int { return r.Start.Route.StableVersion() }
 
-// stages are what the strategy's data say. Whoever gets traffic is warmed with none first.
+// stages are what the strategy's data say. Whoever gets traffic is warmed with none first, unless it is warm.
 func (r *rollout) stages() []stage {
+	all := r.allStages()
+	if len(all) > 0 && r.Start.Warm {
+		all = all[1:]
+	}
+	return all
+}
+
+func (r *rollout) allStages() []stage {
 	stable, plan := r.stable(), r.in.Plan
 	if stable == 0 || stable == r.in.Candidate && plan.Experiment == nil {
 		return nil
@@ -322,7 +339,7 @@ func (r *rollout) look(ctx workflow.Context, waits bool, slice int64) (*monitor.
 	in := activities.BakeInput{
 		RunID: r.in.RunID, Model: r.in.Model, Versions: []int{r.in.Candidate}, Reference: r.stable(), FirstRevision: r.First,
 		Revision: r.Revision, Began: r.Start.Began, Since: r.Since, Seconds: plan.BakeSeconds, Requests: plan.BakeRequests,
-		Last: r.Stage >= len(plan.Steps), Experiment: plan.Experiment, Judge: r.Start.Judge, Slice: slice,
+		Last: r.Stage >= len(r.stages())-1, Experiment: plan.Experiment, Judge: r.Start.Judge, Slice: slice,
 	}
 	if plan.MaxBakeSeconds > 0 {
 		in.MaxSeconds = plan.MaxBakeSeconds + r.Extra

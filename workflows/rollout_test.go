@@ -215,7 +215,8 @@ func TestRollout_MockedActivities_Strategies(t *testing.T) {
 	}{
 		"all at once": {
 			func(w *world) { w.input.Plan.Steps = nil },
-			[][]registry.Arm{{arm(1, registry.Stable, 10000), arm(2, registry.Candidate, 0)}, {arm(2, registry.Stable, 10000)}}, registry.Promoted,
+			[][]registry.Arm{{arm(1, registry.Stable, 10000), arm(2, registry.Candidate, 0)}, {arm(2, registry.Stable, 10000)}},
+			registry.Promoted,
 		},
 		"with a holdback": {
 			func(w *world) { w.input.Plan.Steps, w.input.Plan.WatchSeconds, w.input.Plan.Holdback = nil, 60, 500 },
@@ -224,7 +225,8 @@ func TestRollout_MockedActivities_Strategies(t *testing.T) {
 		},
 		"shadow": {
 			func(w *world) { w.input.Plan.Steps, w.input.Plan.Shadow, w.input.Plan.Promote = nil, 2000, false },
-			[][]registry.Arm{{arm(1, registry.Stable, 10000), arm(2, registry.Shadow, 0)}, {arm(1, registry.Stable, 10000), arm(2, registry.Shadow, 2000)}}, registry.Passed,
+			[][]registry.Arm{{arm(1, registry.Stable, 10000), arm(2, registry.Shadow, 0)}, {arm(1, registry.Stable, 10000), arm(2, registry.Shadow, 2000)}},
+			registry.Passed,
 		},
 		"shadow, then promoted": {
 			func(w *world) { w.input.Plan.Steps, w.input.Plan.Shadow = nil, 2000 },
@@ -235,15 +237,18 @@ func TestRollout_MockedActivities_Strategies(t *testing.T) {
 			func(w *world) { experiment(w, 3, true) },
 			[][]registry.Arm{
 				{arm(1, registry.Stable, 10000), arm(2, registry.Variant, 0), arm(3, registry.Variant, 0)},
-				{arm(1, registry.Stable, 4000), arm(2, registry.Variant, 3000), arm(3, registry.Variant, 3000)}, {arm(3, registry.Stable, 10000)},
-			}, registry.Promoted,
+				{arm(1, registry.Stable, 4000), arm(2, registry.Variant, 3000), arm(3, registry.Variant, 3000)},
+				{arm(3, registry.Stable, 10000)},
+			},
+			registry.Promoted,
 		},
 		"experiment that stable wins": {
 			func(w *world) { experiment(w, 1, true) },
 			[][]registry.Arm{
 				{arm(1, registry.Stable, 10000), arm(2, registry.Variant, 0), arm(3, registry.Variant, 0)},
 				{arm(1, registry.Stable, 4000), arm(2, registry.Variant, 3000), arm(3, registry.Variant, 3000)},
-			}, registry.Passed,
+			},
+			registry.Passed,
 		},
 	} {
 		w := newWorld()
@@ -428,7 +433,9 @@ func TestRollout_MockedActivities_WhenTheTimeIsUp(t *testing.T) {
 		require.Equal(t, registry.RunWaiting, w.notes[0].State)
 		return out.Outcome
 	}
-	pass := func(w *world) { w.env.RegisterDelayedCallback(func() { w.verdicts[9] = monitor.Pass }, 100*time.Minute) }
+	pass := func(w *world) {
+		w.env.RegisterDelayedCallback(func() { w.verdicts[9] = monitor.Pass }, 100*time.Minute)
+	}
 	require.Equal(t, registry.Promoted, held(func(w *world) { w.say(workflows.PromoteNowUpdate, 90*time.Minute, workflows.Decision{}) }))
 	require.Equal(t, registry.Promoted, held(func(w *world) {
 		pass(w)

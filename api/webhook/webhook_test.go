@@ -162,7 +162,9 @@ func TestWebhook_Validate(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
 	for _, w := range []registry.Webhook{
-		{URL: "ftp://x", Format: registry.Slack}, {URL: "http://", Format: registry.Slack}, {URL: "http://x", Format: "smoke"},
+		{URL: "ftp://x", Format: registry.Slack},
+		{URL: "http://", Format: registry.Slack},
+		{URL: "http://x", Format: "smoke"},
 		{URL: "http://x", Format: registry.Slack, Types: []string{""}},
 	} {
 		_, err := s.CreateWebhook(t.Context(), w)
