@@ -59,18 +59,21 @@ type leaseCache struct {
 
 	mu    sync.Mutex
 	at    time.Time
+	fresh time.Duration // longer when workers hold many models, whose leases take long to read
 	known []registry.Lease
 }
 
 func (c *leaseCache) get(ctx context.Context) ([]registry.Lease, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.at) < fleetFresh {
+	began := time.Now()
+	if began.Sub(c.at) < c.fresh {
 		return c.known, nil
 	}
-	leases, err := c.store.Leases(ctx, c.kind, time.Now())
+	leases, err := c.store.Leases(ctx, c.kind, began)
 	if err == nil {
 		c.known, c.at = leases, time.Now()
+		c.fresh = min(max(fleetFresh, 10*c.at.Sub(began)), pollLast)
 	}
 	return leases, err
 }

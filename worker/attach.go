@@ -11,13 +11,16 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/orrery-ml/orrery/api/proto/attach"
 	"github.com/orrery-ml/orrery/registry"
 )
 
-// reportEvery is how often a worker reports when nothing changes.
-const reportEvery = time.Second
+const (
+	reportEvery   = time.Second          // when nothing changes
+	reportSpacing = 5 * time.Millisecond // with many models each report is long
+)
 
 // attacher keeps the worker attached to one server until its context ends.
 type attacher struct {
@@ -80,12 +83,14 @@ func (a *attacher) attach(ctx context.Context) error {
 		case err := <-failed:
 			return err
 		case <-a.change:
+			<-time.After(reportSpacing) // what else changes meanwhile comes along
 		case <-ticker.C:
 		}
 	}
 }
 
 func (a *attacher) receive(stream attach.AttachService_AttachClient) error {
+	known := map[key]decoded{}
 	for {
 		m, err := stream.Recv()
 		if err != nil {
@@ -93,16 +98,38 @@ func (a *attacher) receive(stream attach.AttachService_AttachClient) error {
 		}
 		list := make([]held, 0, len(m.GetHeld()))
 		for _, v := range m.GetHeld() {
-			h, err := decodeHeld(v)
+			h, err := decodeOnce(known, v)
 			if err != nil {
 				a.log.Error("a held version does not decode", "server", a.server, "error", err)
 				continue
 			}
 			list = append(list, h)
 		}
+		if len(known) > 2*len(list)+100 {
+			clear(known)
+		}
 		a.cache.hold(a.server, list)
 		a.onHold()
 	}
+}
+
+// decoded is a held version as it came, and what it says.
+type decoded struct {
+	raw  *attach.HeldVersion
+	held held
+}
+
+// decodeOnce decodes what has changed since it came last.
+func decodeOnce(known map[key]decoded, v *attach.HeldVersion) (held, error) {
+	k := key{v.GetModel(), int(v.GetVersion())}
+	if d, ok := known[k]; ok && proto.Equal(d.raw, v) {
+		return d.held, nil
+	}
+	h, err := decodeHeld(v)
+	if err == nil {
+		known[k] = decoded{v, h}
+	}
+	return h, err
 }
 
 func decodeHeld(v *attach.HeldVersion) (held, error) {

@@ -128,18 +128,16 @@ func (g *Gateway) dropLease(ctx context.Context, id string) {
 func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, left <-chan error) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	var sent []string
+	var sent []*attach.HeldVersion
+	var encoded heldCache
 	for first := true; ; first = false {
-		list, position := g.assignment(w.id)
-		keys := make([]string, len(list))
-		for i, h := range list {
-			keys[i] = h.String()
-		}
-		if first || !slices.Equal(keys, sent) {
+		list, position := g.assignment(w.id, &encoded)
+		// Encoded versions are kept, so equal pointers are equal versions.
+		if first || !slices.Equal(list, sent) {
 			if err := stream.Send(&attach.AttachResponse{Held: list, Position: position}); err != nil {
 				return err
 			}
-			sent = keys
+			sent = list
 		}
 		select {
 		case err := <-left:
@@ -149,15 +147,58 @@ func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, 
 		case <-g.stopping:
 			return status.Error(codes.Unavailable, "the server stops")
 		case <-w.wake:
+			if err := pause(stream.Context(), assignSpacing); err != nil { // what else changes meanwhile comes along
+				return err
+			}
 		case <-ticker.C:
 		}
 	}
 }
 
+// assignSpacing bounds how often a worker is told anew: with many models each telling is long.
+const assignSpacing = 5 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// heldKey is what an encoded version depends on.
+type heldKey struct {
+	model    string
+	version  int
+	revision int64 // of the serving config
+	leased   bool
+}
+
+// heldCache keeps encoded versions from one assignment to the next. It is one worker's.
+type heldCache struct{ now, before map[heldKey]*attach.HeldVersion }
+
+// next begins an assignment: what the last one did not use is forgotten.
+func (c *heldCache) next() { c.now, c.before = make(map[heldKey]*attach.HeldVersion, len(c.now)), c.now }
+
+func (c *heldCache) get(v registry.Version, m registry.Model, leased bool) (*attach.HeldVersion, error) {
+	k := heldKey{m.Name, v.Number, m.ConfigRevision, leased}
+	h, ok := c.before[k]
+	if !ok {
+		var err error
+		if h, err = encodeHeld(v, m.Config, leased); err != nil {
+			return nil, err
+		}
+	}
+	c.now[k] = h
+	return h, nil
+}
+
 // assignment lists what a worker should hold: versions that are leased, and those that were asked for lately, as far
 // as placement puts them on it.
-func (g *Gateway) assignment(worker string) (list []*attach.HeldVersion, position int64) {
+func (g *Gateway) assignment(worker string, encoded *heldCache) (list []*attach.HeldVersion, position int64) {
 	t, now, workers := g.table.Load(), time.Now(), g.fleet.candidates()
+	encoded.next()
 	for name, m := range t.models {
 		for number, v := range m.versions {
 			leased := m.leased(number, now)
@@ -169,7 +210,7 @@ func (g *Gateway) assignment(worker string) (list []*attach.HeldVersion, positio
 			if !place(workers, name, number, m.model.Config.Replicas, m.model.Config.WorkerLabels)[worker] {
 				continue
 			}
-			h, err := encodeHeld(v, m.model.Config, leased)
+			h, err := encoded.get(v, m.model, leased)
 			if err != nil {
 				g.log.Error("encode a held version", "model", name, "version", number, "error", err)
 				continue

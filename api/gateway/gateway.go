@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +66,7 @@ type Gateway struct {
 	mirrored sync.WaitGroup
 	trace    telemetry.Tracer
 	synced   atomic.Bool // the feed was read at least once by this incarnation
+	changed  chan struct{} // the table is to be kept on disk
 
 	demandMu sync.Mutex
 	demand   map[demandKey]time.Time // when a version that nothing leases was last asked for
@@ -86,7 +89,7 @@ func New(c Config, s store, recorder Recorder, m *Metrics, log *slog.Logger) (*G
 	g := &Gateway{
 		config: c, id: id, store: s, log: log, recorder: recorder, fleet: newFleet(), counter: newCounter(id, time.Now),
 		metrics: m.inner, started: time.Now(), stopping: make(chan struct{}), mirrors: make(chan struct{}, maxMirrors),
-		demand: map[demandKey]time.Time{}, trace: telemetry.NewTracer("orrery/gateway"),
+		demand: map[demandKey]time.Time{}, changed: make(chan struct{}, 1), trace: telemetry.NewTracer("orrery/gateway"),
 	}
 	g.table.Store(newTable(registry.Snapshot{}))
 	if err := g.readState(); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -136,11 +139,16 @@ func (g *Gateway) writeState() error {
 	return os.Rename(tmp, g.config.StateFile)
 }
 
-// install makes t the table every request from now on sees.
-func (g *Gateway) install(t *table) {
+// install makes t the table every request from now on sees. It names the models that changed; none means all.
+func (g *Gateway) install(t *table, changed ...string) {
 	g.table.Store(t)
-	for _, m := range t.models {
-		g.recorder.Configure(m.model, m.versions)
+	if len(changed) == 0 {
+		changed = slices.Collect(maps.Keys(t.models))
+	}
+	for _, name := range changed {
+		if m, ok := t.models[name]; ok {
+			g.recorder.Configure(m.model, m.versions)
+		}
 	}
 	g.fleet.ringAll()
 }
@@ -153,6 +161,7 @@ func (g *Gateway) Stop() { g.stopOnce.Do(func() { close(g.stopping) }) }
 func (g *Gateway) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { g.follow(ctx) })
+	tasks.Go(func() { g.keepState(ctx) })
 	tasks.Go(func() { g.every(ctx, leaseTTL/4, g.renew) })
 	tasks.Go(func() { g.every(ctx, flushEvery, g.flush) })
 	tasks.Go(func() { g.every(ctx, leftFor, func(context.Context) { g.fleet.sweep(time.Now(), false) }) })
@@ -212,21 +221,43 @@ func (g *Gateway) followOnce(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
+		changed := []string{""}
 		for _, e := range events {
 			if t, err = t.apply(e); err != nil {
 				return err
 			}
+			changed = append(changed, e.Model)
 		}
-		g.install(t)
+		g.install(t, changed...)
 		g.acknowledge(ctx)
 	}
 }
 
-// acknowledge writes into the lease how far the feed is applied, and keeps the table on disk.
+// acknowledge writes into the lease how far the feed is applied, and has the table kept on disk.
 func (g *Gateway) acknowledge(ctx context.Context) {
 	g.renew(ctx)
-	if err := g.writeState(); err != nil {
-		g.log.Warn("keep the route on disk", "error", err)
+	select {
+	case g.changed <- struct{}{}:
+	default: // it will be kept anyway
+	}
+}
+
+// keepState keeps the table on disk: at once after a change, and not again before it has rested for as long as that
+// took twenty times over, so that many models with many changes do not take a processor.
+func (g *Gateway) keepState(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.changed:
+		}
+		began := time.Now()
+		if err := g.writeState(); err != nil {
+			g.log.Warn("keep the route on disk", "error", err)
+		}
+		if pause(ctx, 20*time.Since(began)) != nil {
+			return
+		}
 	}
 }
 
