@@ -37,6 +37,11 @@ type orchestratorOptions struct {
 	deployment string
 }
 
+const (
+	maxActivities = 2000 // at once in one process; a bake is one
+	maxPollers    = 32   // of each kind
+)
+
 // queueNames maps the names of --queues to task queues.
 var queueNames = map[string]string{"lifecycle": workflows.LifecycleQueue, "data": workflows.DataQueue, "train": workflows.TrainQueue}
 
@@ -149,7 +154,11 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 	if err != nil {
 		return nil, err
 	}
-	options := worker.Options{WorkerStopTimeout: 10 * time.Second, MaxConcurrentActivityExecutionSize: 1000}
+	// Two pollers, the default, starve workflows that are waited for at one of the two queues when hundreds begin at once.
+	pollers := worker.NewPollerBehaviorAutoscaling(worker.PollerBehaviorAutoscalingOptions{MinimumNumberOfPollers: 4, MaximumNumberOfPollers: maxPollers})
+	options := worker.Options{
+		WorkerStopTimeout: 10 * time.Second, MaxConcurrentActivityExecutionSize: maxActivities, WorkflowTaskPollerBehavior: pollers, ActivityTaskPollerBehavior: pollers,
+	}
 	if o.deployment != "" {
 		options.DeploymentOptions = versioned(o.deployment)
 	}
