@@ -3,7 +3,7 @@ export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 SHELL := bash
 BIN := bin
 
-.PHONY: demo test check lint generate build setup race bench fuzz clean
+.PHONY: demo test check lint generate build setup race bench bench-rollouts chaos fuzz clean
 build: ## build the orrery binary
 	go build -o $(BIN)/orrery ./cmd/orrery
 
@@ -29,6 +29,16 @@ bench: setup build ## measure against raw ONNX Runtime and other servers (about 
 	deploy/setup.sh bench
 	go build -o $(BIN)/bench ./bench
 	$(BIN)/bench
+
+CHAOS ?= 10m
+chaos: ## kill every part at random under load, and check that nothing was lost, doubled or untrue
+	deploy/setup.sh test
+	ORRERY_CHAOS=$(CHAOS) go test ./cmd/orrery -run '^TestChaos$$' -v -timeout 0
+
+bench-rollouts: build ## measure the control plane, with Temporal on PostgreSQL
+	deploy/setup.sh cluster
+	go build -o $(BIN)/rollouts ./bench/rollouts
+	$(BIN)/rollouts
 
 FUZZTIME ?= 60s
 fuzz: ## look for inputs that break the protocol's decoders

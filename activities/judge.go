@@ -200,7 +200,7 @@ func addPairs(p *monitor.PairCount, d registry.StratumDetail) {
 }
 
 // judge looks once: at every version compared, at the business metric of an experiment, and at the clock.
-func (a *Traffic) judge(ctx context.Context, in BakeInput, c *comparison, now time.Time) (monitor.Judgement, error) {
+func (a *Traffic) judge(ctx context.Context, in BakeInput, c *comparison, labels *labelled, now time.Time) (monitor.Judgement, error) {
 	route, err := a.store.Route(ctx, in.Model)
 	if err != nil {
 		return monitor.Judgement{}, err
@@ -213,6 +213,9 @@ func (a *Traffic) judge(ctx context.Context, in BakeInput, c *comparison, now ti
 		return monitor.Judgement{}, err
 	}
 	crashes, err := a.crashes(ctx, in)
+	if err == nil {
+		err = labels.look(ctx, in, now)
+	}
 	if err != nil {
 		return monitor.Judgement{}, err
 	}
@@ -229,7 +232,7 @@ func (a *Traffic) judge(ctx context.Context, in BakeInput, c *comparison, now ti
 		guard := t.Candidate
 		guard.Latency = maps.Clone(guard.Latency) // the tally keeps its own
 		guard.Add(rest.arms[version])
-		b := monitor.Beside{Guard: guard, Crashes: crashes[version], Baked: baked}
+		b := monitor.Beside{Guard: guard, Crashes: crashes[version], Loss: labels.difference(in, judge, version), Baked: baked}
 		j := monitor.Judge(judge, *t, b)
 		if in.Reference == 0 {
 			j = guardOnly(j, guard, baked)

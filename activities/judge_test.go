@@ -1,6 +1,7 @@
 package activities
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -11,7 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/orrery-ml/orrery/monitor"
+	"github.com/orrery-ml/orrery/monitor/records"
 	"github.com/orrery-ml/orrery/registry"
+	"github.com/orrery-ml/orrery/registry/artifact"
 	"github.com/orrery-ml/orrery/registry/store"
 )
 
@@ -45,7 +48,7 @@ func newBench(t *testing.T) *bench {
 		{Version: 1, Role: registry.Stable, Weight: 9000}, {Version: 2, Role: registry.Candidate, Weight: 1000},
 	}})
 	require.NoError(t, err)
-	b := &bench{t: t, store: s, a: NewTraffic(s), start: time.Unix(1_700_000_000, 0).UTC()}
+	b := &bench{t: t, store: s, a: NewTraffic(s, nil), start: time.Unix(1_700_000_000, 0).UTC()}
 	b.in = BakeInput{
 		RunID: "r", Model: "m", Versions: []int{2}, Reference: 1, FirstRevision: 2, Revision: 2, Began: b.start, Since: b.start,
 		Seconds: 60, Requests: 100, Judge: monitor.DefaultJudge(),
@@ -151,13 +154,13 @@ func TestJudge_GuardrailsDoNotWaitForAWindow(t *testing.T) {
 	c, err := b.a.readComparison(t.Context(), "r")
 	require.NoError(t, err)
 	b.flush("g", 0, true)
-	j, err := b.a.judge(t.Context(), b.in, c, b.start.Add(time.Second))
+	j, err := b.a.judge(t.Context(), b.in, c, newLabelled(nil), b.start.Add(time.Second))
 	require.NoError(t, err)
 	require.Equal(t, monitor.Continue, j.Verdict, j.Reason)
 	require.NoError(t, b.store.FlushStrata(t.Context(), "g", []registry.Stratum{
 		{Gateway: "g", Model: "m", Revision: 2, Version: 2, Role: registry.Candidate, Start: b.start.Add(time.Second), Requests: 1, NotFinite: 1},
 	}, b.start.Add(2*time.Second)))
-	j, err = b.a.judge(t.Context(), b.in, c, b.start.Add(2*time.Second))
+	j, err = b.a.judge(t.Context(), b.in, c, newLabelled(nil), b.start.Add(2*time.Second))
 	require.NoError(t, err)
 	require.Equal(t, monitor.Rollback, j.Verdict)
 	require.Contains(t, j.Reason, "NaN")
@@ -177,14 +180,61 @@ func TestJudge_AWorkerThatDiesTwiceOnACandidate(t *testing.T) {
 	old := registry.Crash{Model: "m", Version: 2, At: b.start.Add(-time.Minute), Node: "w"}
 	first := registry.Crash{Model: "m", Version: 2, At: b.start.Add(time.Second), Node: "w"}
 	report(old, first, first, registry.Crash{Model: "m", Version: 1, At: b.start.Add(time.Second), Node: "w"})
-	j, err := b.a.judge(t.Context(), b.in, c, b.start.Add(time.Second))
+	j, err := b.a.judge(t.Context(), b.in, c, newLabelled(nil), b.start.Add(time.Second))
 	require.NoError(t, err)
 	require.Equal(t, monitor.Continue, j.Verdict, j.Reason)
 	report(first, registry.Crash{Model: "m", Version: 2, At: b.start.Add(2 * time.Second), Node: "w"})
-	j, err = b.a.judge(t.Context(), b.in, c, b.start.Add(time.Second))
+	j, err = b.a.judge(t.Context(), b.in, c, newLabelled(nil), b.start.Add(time.Second))
 	require.NoError(t, err)
 	require.Equal(t, monitor.Rollback, j.Verdict)
 	require.Contains(t, j.Reason, "2 workers died while they ran it")
+}
+
+// Labels that come later decide too: the candidate's answers are further from the truth.
+func TestJudge_LabelsThatComeLater(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	objects, err := artifact.OpenDir(t.TempDir())
+	require.NoError(t, err)
+	b.a.objects = objects
+	b.in.Judge.MaxLossGain, b.in.Began = 0.05, time.Now().Add(-time.Minute)
+	c, err := b.a.readComparison(t.Context(), "r")
+	require.NoError(t, err)
+	b.flush("g", 0, true)
+	labels := newLabelled(objects)
+	judge := func() monitor.Judgement {
+		j, err := b.a.judge(t.Context(), b.in, c, labels, time.Now())
+		require.NoError(t, err)
+		labels.at = time.Time{}
+		return j
+	}
+	write := func(version, n int, value float64) {
+		var rows []records.Record
+		var truth []records.Label
+		for i := range n {
+			id := fmt.Sprintf("v%d-%d-%v", version, i, value)
+			rows = append(rows, records.Record{ID: id, At: time.Now(), Version: version, Features: []float64{1}, Outputs: []float64{1 - value, value + float64(i%2)/10}})
+			truth = append(truth, records.Label{ID: id, Value: 1})
+		}
+		raw, err := records.EncodeRecords([]string{"x"}, rows)
+		require.NoError(t, err)
+		key := records.Slice{Prefix: records.RecordPrefix, Model: "m", Version: version, From: time.Now(), To: time.Now()}.Key("w", int64(n), "parquet")
+		require.NoError(t, objects.Put(t.Context(), key, bytes.NewReader(raw), int64(len(raw))))
+		raw, err = records.EncodeLabels(truth, time.Now())
+		require.NoError(t, err)
+		require.NoError(t, objects.Put(t.Context(), fmt.Sprintf("%smodel=m/%d-%v", records.LabelPrefix, version, value), bytes.NewReader(raw), int64(len(raw))))
+	}
+	require.Equal(t, monitor.Continue, judge().Verdict)
+	write(1, 2000, 0.8)
+	write(2, 20, 0.2)
+	j := judge()
+	require.Equal(t, monitor.Continue, j.Verdict, "twenty labels are no proof")
+	require.EqualValues(t, 20, j.Loss.N)
+	write(2, 500, 0.25)
+	j = judge()
+	require.Equal(t, monitor.Rollback, j.Verdict, "%+v", j.Loss)
+	require.Contains(t, j.Reason, "labels say")
+	require.EqualValues(t, 520, j.Loss.N, "each file is read once")
 }
 
 func TestPlanRollout(t *testing.T) {

@@ -42,14 +42,15 @@ type trafficStore interface {
 // Traffic moves models' traffic and watches what comes of it.
 type Traffic struct {
 	store    trafficStore
+	objects  registry.Objects // records and labels
 	gateways leaseCache
 	workers  leaseCache
 	baking   atomic.Int64
 }
 
 // NewTraffic makes the activities.
-func NewTraffic(s trafficStore) *Traffic {
-	return &Traffic{store: s, gateways: leaseCache{store: s, kind: registry.GatewayLease}, workers: leaseCache{store: s, kind: registry.WorkerLease}}
+func NewTraffic(s trafficStore, o registry.Objects) *Traffic {
+	return &Traffic{store: s, objects: o, gateways: leaseCache{store: s, kind: registry.GatewayLease}, workers: leaseCache{store: s, kind: registry.WorkerLease}}
 }
 
 // leaseCache reads leases once for all activities that ask at about the same time.
@@ -156,6 +157,9 @@ func (a *Traffic) preflight(ctx context.Context, in PreflightInput) (PreflightRe
 	}
 	if route.StableVersion() == 0 && in.Plan.Strategy != registry.AllAtOnce && (in.Plan.Experiment != nil || in.Plan.Shadow > 0) {
 		return PreflightResult{}, registry.Errorf(registry.Precondition, "model %s has no stable version to compare with: promote one first", in.Model)
+	}
+	if in.Plan.Judge.MaxLossGain > 0 && model.Config.Recording != registry.RecordRows {
+		return PreflightResult{}, registry.Errorf(registry.Precondition, "labels are joined with inference records, and %s keeps none: set recording=rows, or max_loss_gain=0", in.Model)
 	}
 	out := PreflightResult{Route: route, Judge: in.Plan.Judge, Began: time.Now().UTC()}
 	if !in.Plan.Urgent {
@@ -472,10 +476,10 @@ func (a *Traffic) Bake(ctx context.Context, in BakeInput) (BakeResult, error) {
 	if in.Slice > 0 {
 		slice = time.Duration(in.Slice) * time.Second
 	}
-	began, noted := time.Now(), time.Time{}
+	began, noted, labels := time.Now(), time.Time{}, newLabelled(a.objects)
 	for {
 		now := time.Now()
-		j, err := a.judge(ctx, in, c, now)
+		j, err := a.judge(ctx, in, c, labels, now)
 		if err != nil && final[registry.CodeOf(err)] {
 			return BakeResult{}, Fault(err)
 		}

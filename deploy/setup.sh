@@ -6,6 +6,7 @@
 #   deploy/setup.sh lint    the linters and code generators
 #   deploy/setup.sh webgpu  a GPU made of software, to test providers that are not the CPU's (120 MB to fetch)
 #   deploy/setup.sh bench   the servers that the benchmark compares with
+#   deploy/setup.sh cluster what `test` needs, and Temporal's own server, to run on PostgreSQL (takes minutes to build)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/.tools
@@ -15,6 +16,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 ORT=1.24.3
 TEMPORAL=1.9.1
+TEMPORAL_SERVER=1.32.0
 PGSERVER=0.1.4
 TRITONCLIENT=2.73.0
 PERF_ANALYZER=2.60.0
@@ -199,6 +201,14 @@ get_peers() {
   done
 }
 
+get_temporal_server() {
+  [ -x "$tools/bin/temporal-server" ] && [ -x "$tools/bin/temporal-sql-tool" ] && return
+  say "Temporal server $TEMPORAL_SERVER from its Go module (this takes some minutes)"
+  GOBIN="$scratch/server" go install "go.temporal.io/server/cmd/server@v$TEMPORAL_SERVER" "go.temporal.io/server/cmd/tools/sql@v$TEMPORAL_SERVER"
+  mv "$scratch/server/server" "$tools/bin/temporal-server"
+  mv "$scratch/server/sql" "$tools/bin/temporal-sql-tool"
+}
+
 get_linters() {
   [ -f "$tools/bin/.lint-1" ] && [ deploy/tools/go.sum -ot "$tools/bin/.lint-1" ] && return
   say "linters and generators from their Go modules (this takes some minutes)"
@@ -213,5 +223,6 @@ case ${1:-run} in
   lint) get_linters ;;
   webgpu) get_webgpu ;;
   bench) get_peers ;;
-  *) die "usage: deploy/setup.sh run|test|lint|webgpu|bench" ;;
+  cluster) get_onnxruntime; get_temporal; get_minio; get_postgres; get_temporal_server ;;
+  *) die "usage: deploy/setup.sh run|test|lint|webgpu|bench|cluster" ;;
 esac

@@ -98,8 +98,14 @@ type Judgement struct {
 	Winner        int          `json:"winner,omitempty"`        // experiment: the version that is better, for certain
 }
 
-// metricShare of the error budget goes to each of errors, latency and outputs.
-const metricShare = 1.0 / 3
+// MetricBudget is the part of the error budget that each metric gets: errors, latency, outputs, and labels where they are
+// compared.
+func (c JudgeConfig) MetricBudget() float64 {
+	if c.MaxLossGain > 0 {
+		return c.Alpha / 4
+	}
+	return c.Alpha / 3
+}
 
 // SplitLimit is the e-value at which the split of callers is not believed any more.
 const SplitLimit = 1000
@@ -133,9 +139,9 @@ type Beside struct {
 // against the route's own shares (Lindon and Malek, section 3), whose rejection makes everything else inconclusive.
 func Judge(c JudgeConfig, t Tally, b Beside) Judgement {
 	j := Judgement{
-		Stable: t.Stable.Plain(), Candidate: t.Candidate.Plain(), ErrorLimit: 1 / (metricShare * c.Alpha), PassLimit: 1 / c.PassAlpha,
+		Stable: t.Stable.Plain(), Candidate: t.Candidate.Plain(), ErrorLimit: 1 / c.MetricBudget(), PassLimit: 1 / c.PassAlpha,
 		ErrorE: meanExp(t.Bets), PassE: passE(t.Stable, t.Candidate, c.ErrorMargin), SplitE: splitE(t.Splits),
-		LatencyGap: latencyGap(t.Stable.VoteLatency, t.Candidate.VoteLatency, c.LatencyFactor, metricShare*c.Alpha),
+		LatencyGap: latencyGap(t.Stable.VoteLatency, t.Candidate.VoteLatency, c.LatencyFactor, c.MetricBudget()),
 		StableP99:  millis(LatencyQuantile(t.Stable.Latency, 0.99)), CandidateP99: millis(LatencyQuantile(t.Candidate.Latency, 0.99)),
 		Loss: b.Loss, Crashes: b.Crashes,
 	}
@@ -144,7 +150,7 @@ func Judge(c JudgeConfig, t Tally, b Beside) Judgement {
 		j.DisagreeE = rateE(j.Disagreements, j.Pairs, c.MaxDisagreement, 1.25*c.MaxDisagreement, 1.5*c.MaxDisagreement, 2*c.MaxDisagreement, 4*c.MaxDisagreement)
 		j.AgreeE = rateE(j.Disagreements, j.Pairs, c.MaxDisagreement, 0.01*c.MaxDisagreement, 0.25*c.MaxDisagreement, 0.5*c.MaxDisagreement)
 	} else if c.OutputMargin < 1 {
-		j.OutputGap = outputGap(t.Stable.Outputs, t.Candidate.Outputs, metricShare*c.Alpha)
+		j.OutputGap = outputGap(t.Stable.Outputs, t.Candidate.Outputs, c.MetricBudget())
 	}
 	j.Verdict, j.Reason = decide(c, j, b)
 	return j
@@ -190,9 +196,9 @@ func worse(c JudgeConfig, j Judgement) string {
 			j.CandidateP99, j.StableP99, j.LatencyGap, c.LatencyMargin)
 	case j.OutputGap > c.OutputMargin:
 		return fmt.Sprintf("the candidate's answers are distributed differently (gap %.2f, limit %.2f)", j.OutputGap, c.OutputMargin)
-	case j.DisagreeE >= 1/(metricShare*c.Alpha):
+	case j.DisagreeE >= 1/c.MetricBudget():
 		return fmt.Sprintf("%d of %d answers disagree, more than %.3g (e-value %.3g, limit %.3g)",
-			j.Disagreements, j.Pairs, c.MaxDisagreement, j.DisagreeE, 1/(metricShare*c.Alpha))
+			j.Disagreements, j.Pairs, c.MaxDisagreement, j.DisagreeE, 1/c.MetricBudget())
 	case c.MaxLossGain > 0 && j.Loss != nil && j.Loss.Lower > c.MaxLossGain:
 		return fmt.Sprintf("labels say that the candidate predicts worse: its mean loss is higher by %.3g to %.3g", j.Loss.Lower, j.Loss.Upper)
 	}
@@ -363,7 +369,7 @@ type Expected struct {
 // DetectableOddsRatio returns the smallest odds ratio from 1.1 to 100 whose e-process is expected to cross its limit
 // within the steps at base error rate p; 0 when none is.
 func DetectableOddsRatio(c JudgeConfig, steps []Expected, p float64) float64 {
-	limit := -math.Log(metricShare * c.Alpha)
+	limit := -math.Log(c.MetricBudget())
 	for psi := 1.1; psi <= 100; psi *= 1.1 {
 		bad := psi * p / (1 - p + psi*p)
 		logs := make([]float64, len(oddsGrid))

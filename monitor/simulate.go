@@ -142,7 +142,7 @@ func simulateOnce(s Scenario, p Plan, r *rand.Rand) simulated {
 			tally.Add(g)
 			counts[0].add(g.Stable)
 			counts[1].add(g.Candidate)
-			if at := float64(minute) + float64(window+1)/simWindows; out.at[0] == 0 && meanExp(tally.Bets) >= 1/(metricShare*p.Judge.Alpha) {
+			if at := float64(minute) + float64(window+1)/simWindows; out.at[0] == 0 && meanExp(tally.Bets) >= 1/p.Judge.MetricBudget() {
 				out.at[0] = at
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -287,12 +288,16 @@ func (x *chaos) end(id string) client.Run {
 			}
 		}
 	}
-	x.c.t.Errorf("run %s did not end: %+v", id, run)
+	out, err := exec.CommandContext(context.Background(), x.c.temporal.Bin(), "workflow", "describe", "--workflow-id", run.WorkflowId, "--address", x.c.temporal.Address).CombinedOutput() //nolint:gosec // our own tool
+	x.c.t.Errorf("run %s did not end: in phase %q; %v\n%s\n--- orchestrator:\n%s", id, run.Phase, err, out, x.c.orchestrator.Log())
 	return run
 }
 
-// settle waits until the cluster is whole again.
+// settle waits until the cluster is whole again. No role gave up because something else was away.
 func (x *chaos) settle() {
+	for _, n := range append(append([]*node{x.c.orchestrator}, x.c.servers...), x.c.workers...) {
+		require.False(x.c.t, n.Exited(), "a role ended by itself:\n%s", n.Log())
+	}
 	for i := range x.c.servers {
 		x.c.awaitReady(i, len(x.c.workers))
 	}

@@ -79,5 +79,18 @@ func fetchHistory(t *testing.T, c client.Client, e *workflow.WorkflowExecutionIn
 	if p := last.GetResult().GetPayloads(); len(p) > 0 && json.Unmarshal(p[0].GetData(), &outcome) == nil {
 		name += fmt.Sprintf("-%s%s", outcome.Outcome, outcome.Status)
 	}
+	first := h.GetEvents()[0].GetWorkflowExecutionStartedEventAttributes()
+	var input struct {
+		Plan struct {
+			Strategy string `json:"strategy"`
+		} `json:"plan"`
+		Resume *json.RawMessage `json:"resume"`
+	}
+	if p := first.GetInput().GetPayloads(); len(p) > 0 && json.Unmarshal(p[0].GetData(), &input) == nil && input.Plan.Strategy != "" {
+		name += "-" + input.Plan.Strategy
+		if input.Resume != nil {
+			name += "-resumed"
+		}
+	}
 	return h, name
 }

@@ -169,7 +169,7 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 	}
 	w.RegisterActivity(activities.NewModels(s, objects, o.scratch, try))
 	w.RegisterActivity(activities.NewRuns(s))
-	w.RegisterActivity(activities.NewTraffic(s))
+	w.RegisterActivity(activities.NewTraffic(s, objects))
 	w.RegisterActivity(activities.NewRetention(s, objects))
 	var runtime engine.Runtime
 	if queue == workflows.DataQueue { // native code runs in the data process only

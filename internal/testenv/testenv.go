@@ -94,6 +94,12 @@ func (p *Process) PID() int {
 	return p.cmd.Process.Pid
 }
 
+// Exited says whether the process ended although nobody stopped it. It reads /proc, so it is false where there is none.
+func (p *Process) Exited() bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	return err == nil && strings.Contains(string(raw), ") Z ")
+}
+
 // Log returns the end of what the process wrote.
 func (p *Process) Log() string { return p.tail() }
 

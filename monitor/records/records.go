@@ -167,6 +167,29 @@ func ReadRecords(ctx context.Context, o registry.Objects, key string, names []st
 	})
 }
 
+// ReadOutputs calls f with the id, the version and the outputs of every record in a file.
+func ReadOutputs(ctx context.Context, o registry.Objects, key string, f func(id string, version int, outputs []float64)) error {
+	file, err := readParquet(ctx, o, key)
+	if err != nil {
+		return err
+	}
+	at := map[string]int{}
+	for i, path := range file.Schema().Columns() {
+		at[path[0]] = i
+	}
+	var columns []int
+	for i := 0; ; i++ {
+		c, ok := at[fmt.Sprintf("o_%d", i)]
+		if !ok {
+			break
+		}
+		columns = append(columns, c)
+	}
+	return eachRow(file, func(row parquet.Row) {
+		f(string(row[at[idColumn]].ByteArray()), int(row[at[versionColumn]].Int64()), pick(row, columns, len(at)))
+	})
+}
+
 // Label is the later-known truth for an inference.
 type Label struct {
 	ID    string

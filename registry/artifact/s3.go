@@ -172,7 +172,7 @@ func (s *S3) fault(op string, err error) error {
 		return &registry.Error{Code: registry.Denied, Op: op, Err: errors.New("the object store refused the credentials")}
 	case answer.StatusCode == http.StatusInsufficientStorage, answer.Code == "XMinioStorageFull":
 		return &registry.Error{Code: registry.StorageFull, Op: op, Err: errors.New("no space left in the object store")}
-	case answer.StatusCode >= http.StatusInternalServerError, errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF):
+	case answer.StatusCode >= http.StatusInternalServerError, errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return &registry.Error{Code: registry.Unavailable, Op: op, Err: errors.New("the object store at " + s.config.Endpoint + " does not answer")}
 	}
 	return &registry.Error{Code: registry.Internal, Op: op, Err: err}
@@ -187,9 +187,13 @@ func Open(ctx context.Context, address, access, secret string) (registry.Objects
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return OpenS3(ctx, c)
+	s, err := OpenS3(limited, c)
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return nil, registry.Errorf(registry.Unavailable, "the object store at %s does not answer", c.Endpoint)
+	}
+	return s, err
 }
 
 // OpenLater is Open without asking the server anything, for a process that must start while the store is away.

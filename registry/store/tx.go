@@ -99,7 +99,7 @@ func fault(op string, err error) error {
 	switch {
 	case err == nil, errors.As(err, &coded), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
-	case errors.As(err, &connect), errors.As(err, &network), errors.Is(err, driver.ErrBadConn), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.As(err, &connect), errors.As(err, &network), errors.Is(err, driver.ErrBadConn), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return &registry.Error{Code: registry.Unavailable, Op: op, Err: fmt.Errorf("registry database: %w", err)}
 	case errors.As(err, &server):
 		return &registry.Error{Code: serverCode(server.Code), Op: op, Err: err}
