@@ -20,8 +20,7 @@ func Fault(err error) error {
 	if err == nil {
 		return nil
 	}
-	var already *temporal.ApplicationError
-	if errors.As(err, &already) {
+	if already, ok := errors.AsType[*temporal.ApplicationError](err); ok {
 		return already
 	}
 	if temporal.IsCanceledError(err) {

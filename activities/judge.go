@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -360,7 +361,7 @@ func (a *Traffic) Allocate(ctx context.Context, in AllocateInput) ([]registry.Ar
 			moments[0], moments[i+1] = t.Stable.Feedback, t.Candidate.Feedback
 		}
 	}
-	shares := monitor.Allocate(moments, in.Experiment.Goal, float64(in.Experiment.Floor)/registry.FullWeight, xxhash.Sum64String(fmt.Sprintf("%s/%d", in.RunID, in.Seq)))
+	shares := monitor.Allocate(moments, in.Experiment.Goal, float64(in.Experiment.Floor)/registry.FullWeight, rand.New(rand.NewPCG(xxhash.Sum64String(in.RunID), uint64(in.Seq)))) //nolint:gosec // no secret: it must be repeatable
 	rest := registry.FullWeight
 	for i := range arms[1:] {
 		arms[i+1].Weight = int(shares[i+1] * registry.FullWeight)

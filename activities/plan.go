@@ -148,43 +148,54 @@ func ReadJudge(layers ...json.RawMessage) (monitor.JudgeConfig, error) {
 
 // arrange fills in what is the strategy's own.
 func (p *RolloutPlan) arrange(policy registry.RolloutPolicy, r RolloutRequest) error {
-	percents := r.Steps
 	switch p.Strategy {
 	case registry.AllAtOnce, registry.BlueGreen:
-		if len(percents) > 0 {
+		if len(r.Steps) > 0 {
 			return registry.Errorf(registry.Invalid, "%s has no steps", p.Strategy)
 		}
 		if p.Strategy == registry.BlueGreen && p.WatchSeconds == 0 {
 			return registry.Errorf(registry.Invalid, "blue_green keeps the old version while it watches: set watch_seconds")
 		}
 		return nil
-	case registry.Canary, registry.Steps:
-		if len(percents) == 0 {
-			percents = policy.Steps
+	case registry.Canary:
+		return p.canary(policy, r)
+	case registry.Steps:
+		if len(r.Steps) == 0 {
+			return p.climb(policy.Steps)
 		}
-		if p.Strategy == registry.Canary && len(percents) == 0 {
-			percents = []float64{10}
-		}
-		if p.Strategy == registry.Canary && len(percents) > 1 {
-			if len(r.Steps) > 0 {
-				return registry.Errorf(registry.Invalid, "canary has one step; use the strategy steps")
-			}
-			percents = percents[:1]
-		}
+		return p.climb(r.Steps)
 	case registry.Linear:
 		if r.StepPercent <= 0 || r.StepPercent >= 100 {
 			return registry.Errorf(registry.Invalid, "step_percent %v: want between 0 and 100", r.StepPercent)
 		}
+		var percents []float64
 		for at := r.StepPercent; at < 99.999; at += r.StepPercent {
 			percents = append(percents, at)
 		}
+		return p.climb(percents)
 	case registry.ShadowRun:
 		return p.shadow(r)
 	case registry.AB:
 		return p.experiment(r)
-	default:
-		return registry.Errorf(registry.Invalid, "strategy %q: want one of %v", p.Strategy, registry.Strategies)
 	}
+	return registry.Errorf(registry.Invalid, "strategy %q: want one of %v", p.Strategy, registry.Strategies)
+}
+
+// canary has one step: the one asked for, the policy's first, or ten percent.
+func (p *RolloutPlan) canary(policy registry.RolloutPolicy, r RolloutRequest) error {
+	switch {
+	case len(r.Steps) > 1:
+		return registry.Errorf(registry.Invalid, "canary has one step; use the strategy steps")
+	case len(r.Steps) == 1:
+		return p.climb(r.Steps)
+	case len(policy.Steps) > 0:
+		return p.climb(policy.Steps[:1])
+	}
+	return p.climb([]float64{10})
+}
+
+// climb makes the steps out of percents.
+func (p *RolloutPlan) climb(percents []float64) error {
 	if len(percents) == 0 {
 		return registry.Errorf(registry.Invalid, "strategy steps needs steps, such as [1, 5, 25, 50]")
 	}

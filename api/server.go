@@ -60,11 +60,20 @@ type Server struct {
 
 var _ StrictServerInterface = (*Server)(nil)
 
+// Parts are what the front door leads to.
+type Parts struct {
+	Store    store
+	Objects  registry.Objects
+	Temporal client.Client
+	Gateway  *gateway.Gateway
+	Sender   *webhook.Sender
+}
+
 // New makes the front door.
-func New(c Config, s store, o registry.Objects, t client.Client, g *gateway.Gateway, w *webhook.Sender, log *slog.Logger) *Server {
+func New(c Config, p Parts, log *slog.Logger) *Server {
 	return &Server{
-		config: c, store: s, objects: o, temporal: t, gateway: g, sender: w, log: log,
-		authority: &authority{keys: s, open: c.Open, cache: map[string]cachedKey{}},
+		config: c, store: p.Store, objects: p.Objects, temporal: p.Temporal, gateway: p.Gateway, sender: p.Sender, log: log,
+		authority: &authority{keys: p.Store, open: c.Open, cache: map[string]cachedKey{}},
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"math/rand/v2"
 	"slices"
 )
 
@@ -78,19 +77,24 @@ func JudgeMetric(c JudgeConfig, goal Goal, margin float64, stableVersion int, st
 	return Continue, "no variant is better for certain yet", 0, all
 }
 
+// Source is a source of random numbers: a *rand.Rand of math/rand/v2 with a fixed seed is one.
+type Source interface {
+	Float64() float64     // uniform in [0,1)
+	NormFloat64() float64 // standard normal
+}
+
 // thompsonDraws per allocation: shares are exact to about a hundredth.
 const thompsonDraws = 10_000
 
 // Allocate returns the share of traffic each arm gets by Thompson sampling: the chance that its mean is the best, with
-// normal posteriors, and never less than floor. Arms without values are drawn from a wide prior. The same seed gives the
-// same shares. Shares add up to 1; floor is at most 1/len(arms).
-func Allocate(arms []Moments, goal Goal, floor float64, seed uint64) []float64 {
+// normal posteriors, and never less than floor. Arms without values are drawn from a wide prior. A source
+// with the same seed gives the same shares. Shares add up to 1; floor is at most 1/len(arms).
+func Allocate(arms []Moments, goal Goal, floor float64, r Source) []float64 {
 	pooled := Moments{}
 	for _, a := range arms {
 		pooled.Merge(a)
 	}
 	spread := math.Max(pooled.Variance(), 1e-12)
-	r := rand.New(rand.NewPCG(seed, 0x6f7272657279)) //nolint:gosec // no secret: it must be repeatable
 	wins := make([]float64, len(arms))
 	for range thompsonDraws {
 		best, top := 0, math.Inf(-1)

@@ -213,6 +213,8 @@ func TestJudge_CallersThatAreNotSplitAsTheRouteSays(t *testing.T) {
 	require.Contains(t, j.Reason, "not split")
 }
 
+func seeded(run int) Source { return rand.New(rand.NewPCG(11, uint64(run))) }
+
 // One caller that always fails is one failure per step, however many requests it sends.
 func TestJudge_TargetsOfTheDefaults(t *testing.T) {
 	const runs = 300
@@ -228,11 +230,11 @@ func TestJudge_TargetsOfTheDefaults(t *testing.T) {
 		{Scenario{Name: "a shared incident", PerMinute: 60, Base: 0.01, Candidate: 0.01, Incident: true}, 0.02, 0},
 		{Scenario{Name: "five times the errors, 60 a minute", PerMinute: 60, Base: 0.01, Candidate: 0.05}, 1, 0.9},
 	} {
-		got := Simulate(c.s, DefaultPlan(), runs, 11)[0].RolledBack
+		got := Simulate(c.s, DefaultPlan(), runs, seeded)[0].RolledBack
 		require.LessOrEqual(t, got.Share, c.most, c.s.Name)
 		require.GreaterOrEqual(t, got.Share, c.min, c.s.Name)
 	}
-	double := Simulate(Scenario{PerMinute: 600, Base: 0.01, Candidate: 0.02}, DefaultPlan(), 60, 11)[0].RolledBack
+	double := Simulate(Scenario{PerMinute: 600, Base: 0.01, Candidate: 0.02}, DefaultPlan(), 60, seeded)[0].RolledBack
 	require.GreaterOrEqual(t, double.Share, 0.95, "twice the errors")
 }
 
@@ -285,15 +287,55 @@ func TestAllocate_FollowsTheBetterArmAndKeepsTheFloor(t *testing.T) {
 	at := func(n int64, mean float64) Moments {
 		return Moments{N: n, Sum: mean * float64(n), Squares: mean * float64(n)}
 	}
-	even := Allocate([]Moments{{}, {}, {}}, Higher, 0.05, 1)
+	even := Allocate([]Moments{{}, {}, {}}, Higher, 0.05, seeded(0))
 	for _, s := range even {
 		require.InDelta(t, 1.0/3, s, 0.03)
 	}
-	shares := Allocate([]Moments{at(2000, 0.1), at(2000, 0.2), at(2000, 0.1)}, Higher, 0.05, 1)
+	shares := Allocate([]Moments{at(2000, 0.1), at(2000, 0.2), at(2000, 0.1)}, Higher, 0.05, seeded(0))
 	require.InDelta(t, 0.9, shares[1], 0.01)
 	require.InDelta(t, 0.05, shares[0], 0.01)
 	require.InDelta(t, 1, shares[0]+shares[1]+shares[2], 1e-9)
-	require.Equal(t, shares, Allocate([]Moments{at(2000, 0.1), at(2000, 0.2), at(2000, 0.1)}, Higher, 0.05, 1))
-	low := Allocate([]Moments{at(2000, 0.1), at(2000, 0.2)}, Lower, 0.1, 1)
+	require.Equal(t, shares, Allocate([]Moments{at(2000, 0.1), at(2000, 0.2), at(2000, 0.1)}, Higher, 0.05, seeded(0)))
+	low := Allocate([]Moments{at(2000, 0.1), at(2000, 0.2)}, Lower, 0.1, seeded(0))
 	require.InDelta(t, 0.9, low[0], 0.01)
+}
+
+// What users of other judges complained of, by the numbers of their issues.
+func TestJudge_ComplaintsOfOthers(t *testing.T) {
+	t.Parallel()
+	counts := func(stable, stableErrors, candidate, candidateErrors int64) []Group {
+		return []Group{{
+			Stable:    ArmCount{Requests: stable, Errors: stableErrors, Votes: stable, VoteFails: stableErrors},
+			Candidate: ArmCount{Requests: candidate, Errors: candidateErrors, Votes: candidate, VoteFails: candidateErrors},
+		}}
+	}
+	r := rand.New(rand.NewPCG(21, 22))
+	spread := func(n int, sigma float64) ArmCount {
+		a := ArmCount{Requests: int64(n), Votes: int64(n), Latency: map[int]int64{}}
+		for range n {
+			a.Latency[LatencyBucket(time.Duration(10*math.Exp(sigma*r.NormFloat64())*float64(time.Millisecond)))]++
+		}
+		a.VoteLatency = a.Latency
+		return a
+	}
+	for _, c := range []struct {
+		name   string
+		groups []Group
+		baked  bool
+		want   Verdict
+	}{
+		{"kayenta #780, spinnaker #6278: a hundred errors against one pass until the eighth minute", counts(1000, 1, 1000, 100), false, Rollback},
+		{"spinnaker #6278: the same median, a much wider spread passes", []Group{{Stable: spread(4000, 0.1), Candidate: spread(2000, 1.2)}}, false, Rollback},
+		{"kayenta #426: sparse errors pass", counts(4000, 0, 400, 6), false, Rollback},
+		{"kayenta #633: 650 % more errors pass for fifty minutes", counts(1800, 18, 200, 15), false, Rollback},
+		{"flagger #1035: no traffic is a failure", nil, false, Continue},
+		{"flagger #1035: no traffic is a pass", nil, true, Inconclusive},
+		{"suna #3403: one error on next to no traffic aborts", counts(3, 0, 2, 1), false, Continue},
+		{"flagger #1501: an error in a quiet minute counts as a failed check", counts(40, 0, 4, 1), false, Continue},
+		{"argo-rollouts #2027: little traffic passes", counts(100, 0, 12, 0), true, Inconclusive},
+	} {
+		j := judge(DefaultJudge(), c.groups, c.baked)
+		require.Equal(t, c.want, j.Verdict, "%s: %s", c.name, j.Reason)
+		require.NotEmpty(t, j.Reason, "kayenta #521: nobody sees why")
+	}
 }

@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"math"
-	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync"
@@ -73,15 +72,15 @@ type simulated struct {
 	minute []float64 // our e-value at the end of every minute
 }
 
-// Simulate runs a scenario with one seed per run and says what every judge does. It uses all processors; the result
-// depends on nothing but its arguments.
-func Simulate(s Scenario, p Plan, runs int, seed uint64) []RivalResult {
+// Simulate runs a scenario so many times, each run with a source of its own, and says what every judge does. It uses all
+// processors; the result depends on nothing but its arguments.
+func Simulate(s Scenario, p Plan, runs int, source func(run int) Source) []RivalResult {
 	all := make([]simulated, runs)
 	var workers sync.WaitGroup
 	for w := range runtime.NumCPU() {
 		workers.Go(func() {
 			for i := w; i < runs; i += runtime.NumCPU() {
-				all[i] = simulateOnce(s, p, rand.New(rand.NewPCG(seed, uint64(i)))) //nolint:gosec // must be repeatable
+				all[i] = simulateOnce(s, p, source(i))
 			}
 		})
 	}
@@ -113,8 +112,8 @@ func Simulate(s Scenario, p Plan, runs int, seed uint64) []RivalResult {
 }
 
 // Trace returns the e-value of the errors at the end of every minute of one simulated bake.
-func Trace(s Scenario, p Plan, seed uint64) []float64 {
-	return simulateOnce(s, p, rand.New(rand.NewPCG(seed, 0))).minute //nolint:gosec // must be repeatable
+func Trace(s Scenario, p Plan, r Source) []float64 {
+	return simulateOnce(s, p, r).minute
 }
 
 const (
@@ -124,7 +123,7 @@ const (
 )
 
 // simulateOnce runs one bake under all judges. The bake goes on after a rollback, so that every judge sees all of it.
-func simulateOnce(s Scenario, p Plan, r *rand.Rand) simulated {
+func simulateOnce(s Scenario, p Plan, r Source) simulated {
 	out := simulated{last: Continue}
 	var tally Tally
 	var rivals rivalState
@@ -168,7 +167,7 @@ func simulateOnce(s Scenario, p Plan, r *rand.Rand) simulated {
 }
 
 // window is five seconds of traffic.
-func (s Scenario) window(r *rand.Rand, share float64, minute int) Group {
+func (s Scenario) window(r Source, share float64, minute int) Group {
 	g := Group{Share: share}
 	burst := max(s.Burst, 1)
 	mean := s.PerMinute * (1 - s.BrokenRate) / simWindows / float64(burst)
@@ -222,7 +221,7 @@ func (s Scenario) breakIn(g *Group, onCandidate, firstOfStep bool) {
 }
 
 // poisson draws from a Poisson distribution by multiplication (Knuth), in parts so that exp does not underflow.
-func poisson(r *rand.Rand, mean float64) int {
+func poisson(r Source, mean float64) int {
 	n := 0
 	for mean > 0 {
 		part := math.Min(mean, 50)

@@ -180,7 +180,7 @@ func OutputText(column int, hash uint64) (int, bool) {
 	if column >= outputColumns {
 		return 0, false
 	}
-	return column*outputSpan + int(hash%(outputSpan-1)) + 1, true //nolint:gosec // at most outputSpan
+	return column*outputSpan + int(hash%(outputSpan-1)) + 1, true
 }
 
 // Gap says how far apart two answers to the same request are: |a-b| / max(1, |a|, |b|), which is the difference itself

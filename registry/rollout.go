@@ -140,7 +140,7 @@ func (p RolloutPolicy) Open(now time.Time) (next time.Time, why string) {
 	at := now
 	if p.FrozenUntil.After(now) {
 		at = p.FrozenUntil
-		why = fmt.Sprintf("frozen until %s", p.FrozenUntil.UTC().Format(time.RFC3339))
+		why = "frozen until " + p.FrozenUntil.UTC().Format(time.RFC3339)
 		if p.FreezeReason != "" {
 			why += ": " + p.FreezeReason
 		}
@@ -155,7 +155,7 @@ func (p RolloutPolicy) Open(now time.Time) (next time.Time, why string) {
 	case len(p.Windows) == 0 || opens.Equal(at):
 		opens = at
 	case why == "":
-		why = fmt.Sprintf("the next window opens at %s", opens.UTC().Format(time.RFC3339))
+		why = "the next window opens at " + opens.UTC().Format(time.RFC3339)
 	}
 	if opens.Equal(now) {
 		return time.Time{}, ""

@@ -48,10 +48,8 @@ func (w Webhook) Validate() error {
 	if w.Format != CloudEvents && w.Format != Slack {
 		return Errorf(Invalid, "webhook format %q: want cloudevents or slack", w.Format)
 	}
-	for _, t := range w.Types {
-		if t == "" {
-			return Errorf(Invalid, "an empty event type matches nothing")
-		}
+	if slices.Contains(w.Types, "") {
+		return Errorf(Invalid, "an empty event type matches nothing")
 	}
 	return nil
 }

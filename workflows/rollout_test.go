@@ -234,7 +234,7 @@ func TestRollout_MockedActivities_Strategies(t *testing.T) {
 			registry.Promoted,
 		},
 		"experiment": {
-			func(w *world) { experiment(w, 3, true) },
+			func(w *world) { experiment(w, 3) },
 			[][]registry.Arm{
 				{arm(1, registry.Stable, 10000), arm(2, registry.Variant, 0), arm(3, registry.Variant, 0)},
 				{arm(1, registry.Stable, 4000), arm(2, registry.Variant, 3000), arm(3, registry.Variant, 3000)},
@@ -243,7 +243,7 @@ func TestRollout_MockedActivities_Strategies(t *testing.T) {
 			registry.Promoted,
 		},
 		"experiment that stable wins": {
-			func(w *world) { experiment(w, 1, true) },
+			func(w *world) { experiment(w, 1) },
 			[][]registry.Arm{
 				{arm(1, registry.Stable, 10000), arm(2, registry.Variant, 0), arm(3, registry.Variant, 0)},
 				{arm(1, registry.Stable, 4000), arm(2, registry.Variant, 3000), arm(3, registry.Variant, 3000)},
@@ -266,10 +266,10 @@ func TestRollout_MockedActivities_Strategies(t *testing.T) {
 	}
 }
 
-func experiment(w *world, winner int, promote bool) {
+func experiment(w *world, winner int) {
 	w.winner = winner
 	w.input.Plan = activities.RolloutPlan{
-		Strategy: registry.AB, Promote: promote, Judge: monitor.DefaultJudge(), Experiment: &activities.Experiment{Goal: monitor.Higher, EverySeconds: 600},
+		Strategy: registry.AB, Promote: true, Judge: monitor.DefaultJudge(), Experiment: &activities.Experiment{Goal: monitor.Higher, EverySeconds: 600},
 		Variants: []registry.Arm{{Version: 2, Role: registry.Variant, Weight: 3000}, {Version: 3, Role: registry.Variant, Weight: 3000}},
 	}
 }
@@ -277,7 +277,7 @@ func experiment(w *world, winner int, promote bool) {
 func TestRollout_MockedActivities_ABanditMovesWeightsUntilThereIsAWinner(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
-	experiment(w, 2, true)
+	experiment(w, 2)
 	w.input.Plan.Experiment.Bandit = true
 	w.verdicts[9], w.verdicts[10], w.verdicts[11] = monitor.Continue, monitor.Continue, monitor.Pass
 	require.Equal(t, registry.Promoted, w.run(t).Outcome)
@@ -315,7 +315,7 @@ func TestRollout_MockedActivities_EveryStateHasAWayOut(t *testing.T) {
 			w.input.Plan.Approvals, w.input.Plan.ApproveBefore = 1, "promotion"
 		}, 130 * time.Minute, true},
 		{"mirroring", func(w *world) { w.input.Plan.Steps, w.input.Plan.Shadow = nil, 1000 }, 10 * time.Minute, true},
-		{"experimenting", func(w *world) { experiment(w, 2, true) }, 10 * time.Minute, true},
+		{"experimenting", func(w *world) { experiment(w, 2) }, 10 * time.Minute, true},
 	}
 	moved := temporal.NewNonRetryableApplicationError("the route was changed by bob", string(registry.Conflict), nil)
 	events := []struct {
@@ -551,4 +551,17 @@ func TestRollout_MockedActivities_ContinuesAsNew(t *testing.T) {
 	require.Equal(t, registry.Promoted, again.run(t).Outcome)
 	require.Equal(t, []int{5000, registry.FullWeight}, again.weights(), "step 1 is not set again")
 	require.Equal(t, w.bakes[0].FirstRevision, again.bakes[0].FirstRevision)
+}
+
+// A day's bake is a bounded number of activities, not one per look (Argo Rollouts #1107: analysis runs created endlessly).
+func TestRollout_MockedActivities_ADaysBakeIsAHundredActivities(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	w.input.Plan.Steps = []int{1000}
+	w.verdicts[9] = monitor.Continue
+	w.env.RegisterDelayedCallback(func() { w.verdicts[9] = monitor.Pass }, 24*time.Hour)
+	require.Equal(t, registry.Promoted, w.run(t).Outcome)
+	require.LessOrEqual(t, len(w.bakes), 25, "the mock's bakes report hourly, the real ones every quarter of an hour")
+	const eventsOfABake = 6
+	require.Less(t, 4*len(w.bakes)*eventsOfABake, 1000)
 }

@@ -176,10 +176,14 @@ type heldKey struct {
 }
 
 // heldCache keeps encoded versions from one assignment to the next. It is one worker's.
-type heldCache struct{ now, before map[heldKey]*attach.HeldVersion }
+type heldCache struct {
+	now, before map[heldKey]*attach.HeldVersion
+}
 
 // next begins an assignment: what the last one did not use is forgotten.
-func (c *heldCache) next() { c.now, c.before = make(map[heldKey]*attach.HeldVersion, len(c.now)), c.now }
+func (c *heldCache) next() {
+	c.now, c.before = make(map[heldKey]*attach.HeldVersion, len(c.now)), c.now
+}
 
 func (c *heldCache) get(v registry.Version, m registry.Model, leased bool) (*attach.HeldVersion, error) {
 	k := heldKey{m.Name, v.Number, m.ConfigRevision, leased}

@@ -65,7 +65,7 @@ type Gateway struct {
 	mirrors  chan struct{} // slots for mirrored requests
 	mirrored sync.WaitGroup
 	trace    telemetry.Tracer
-	synced   atomic.Bool // the feed was read at least once by this incarnation
+	synced   atomic.Bool   // the feed was read at least once by this incarnation
 	changed  chan struct{} // the table is to be kept on disk
 
 	demandMu sync.Mutex

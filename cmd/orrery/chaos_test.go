@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -67,7 +68,7 @@ func TestChaos(t *testing.T) {
 		length, err = time.ParseDuration(v)
 		require.NoError(t, err)
 	}
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any seed will do
+	seed := uint64(time.Now().UnixNano())
 	if v := os.Getenv(chaosSeed); v != "" {
 		var err error
 		seed, err = strconv.ParseUint(v, 10, 64)
@@ -81,7 +82,7 @@ func TestChaos(t *testing.T) {
 	c.model("m", 2)
 	c.allAtOnce("m")
 	x := &chaos{
-		c: c, minio: minio, r: rand.New(rand.NewPCG(seed, 1)), until: time.Now().Add(length), //nolint:gosec // must be repeatable
+		c: c, minio: minio, r: rand.New(rand.NewPCG(seed, 1)), until: time.Now().Add(length),
 		kills: map[string]int{}, outcomes: map[string]int{},
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -89,7 +90,7 @@ func TestChaos(t *testing.T) {
 	for g := range 3 {
 		load.Go(func() { x.ask(ctx, g) })
 	}
-	rest.Go(func() { x.rollOut(rand.New(rand.NewPCG(seed, 2))) }) //nolint:gosec // must be repeatable
+	rest.Go(func() { x.rollOut(rand.New(rand.NewPCG(seed, 2))) })
 	x.kill()
 	rest.Wait()
 	stop()
@@ -149,7 +150,7 @@ func (x *chaos) kill() {
 	}
 	for time.Now().Before(x.until) {
 		v := victims[x.r.IntN(len(victims))]
-		if v.ready != nil && !(x.answers(0) && x.answers(1) && x.holding() == len(x.c.workers)) {
+		if whole := x.answers(0) && x.answers(1) && x.holding() == len(x.c.workers); v.ready != nil && !whole {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
@@ -259,7 +260,7 @@ func (x *chaos) start() (client.Run, error) {
 			Version: &candidate, Strategy: &s, Steps: &steps, BakeSeconds: &none, BakeRequests: &requests, MaxBakeSeconds: &most, WatchSeconds: &none,
 		}))
 	}
-	return client.Run{}, fmt.Errorf("no server answers")
+	return client.Run{}, errors.New("no server answers")
 }
 
 // try does something that may come too late, or while something is down.
@@ -288,7 +289,7 @@ func (x *chaos) end(id string) client.Run {
 			}
 		}
 	}
-	out, err := exec.CommandContext(context.Background(), x.c.temporal.Bin(), "workflow", "describe", "--workflow-id", run.WorkflowId, "--address", x.c.temporal.Address).CombinedOutput() //nolint:gosec // our own tool
+	out, err := exec.CommandContext(context.Background(), x.c.temporal.Bin(), "workflow", "describe", "--workflow-id", run.WorkflowId, "--address", x.c.temporal.Address).CombinedOutput()
 	x.c.t.Errorf("run %s did not end: in phase %q; %v\n%s\n--- orchestrator:\n%s", id, run.Phase, err, out, x.c.orchestrator.Log())
 	return run
 }

@@ -40,7 +40,7 @@ func (p *program) addClient(root *cobra.Command) {
 	for _, c := range []*cobra.Command{
 		conn.modelCommand(), conn.versionCommand(), conn.aliasCommand(), conn.routeCommand(), conn.rolloutCommand(),
 		conn.rollbackCommand(), conn.batchCommand(), conn.scheduleCommand(), conn.driftCommand(), conn.retrainCommand(),
-		conn.runCommand(), conn.predictCommand(), conn.keyCommand(), conn.leasesCommand(),
+		conn.runCommand(), conn.predictCommand(), conn.keyCommand(), conn.webhookCommand(), conn.leasesCommand(),
 		conn.eventCommand(), conn.doctorCommand(),
 	} {
 		c.GroupID = "client"

@@ -275,9 +275,9 @@ func (c *cluster) phase(id, phase string) {
 	}, 150*time.Second, 20*time.Millisecond, "run %s never came to %q", id, phase)
 }
 
-func (c *cluster) route(server int, model string) registry.Route {
+func (c *cluster) route(model string) registry.Route {
 	c.t.Helper()
-	r, err := decode[registry.Route](c.api(server).GetRoute(c.t.Context(), model))
+	r, err := decode[registry.Route](c.api(0).GetRoute(c.t.Context(), model))
 	require.NoError(c.t, err)
 	return r
 }
@@ -286,7 +286,7 @@ func (c *cluster) route(server int, model string) registry.Route {
 func (c *cluster) consistent(version int) {
 	c.t.Helper()
 	const model = "m"
-	r := c.route(0, model)
+	r := c.route(model)
 	require.Len(c.t, r.Arms, 1, "no arm is left over: %+v", r)
 	require.Equal(c.t, version, r.StableVersion())
 	require.Empty(c.t, r.Owner)
@@ -341,9 +341,9 @@ type load struct {
 	routes map[string]int
 }
 
-func (c *cluster) load(model string, callers int) *load {
+func (c *cluster) load(callers int) *load {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{c: c, model: model, cancel: cancel, routes: map[string]int{}}
+	l := &load{c: c, model: "m", cancel: cancel, routes: map[string]int{}}
 	for g := range callers {
 		l.done.Go(func() {
 			for i := g; ctx.Err() == nil; i += callers {

@@ -235,7 +235,7 @@ func TestRegister_RefusesBadFiles(t *testing.T) {
 // consistentNothing checks that the model serves nothing.
 func (c *cluster) consistentNothing(model string) {
 	c.t.Helper()
-	require.Empty(c.t, c.route(0, model).Arms)
+	require.Empty(c.t, c.route(model).Arms)
 }
 
 // Requests that are malformed get an error that says what is wrong.

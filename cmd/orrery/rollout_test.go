@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -60,7 +63,7 @@ func TestRollout_ShadowIsComparedPairByPair(t *testing.T) {
 	require.Equal(t, "SUCCEEDED", other.State, other.Message)
 	failing := c.upload("m", map[string][]byte{"model.onnx": echo(1, 60)})
 	require.Equal(t, "SUCCEEDED", failing.State, failing.Message)
-	l := c.load("m", 4)
+	l := c.load(4)
 	shadow := func(version int) client.Run {
 		s, none, requests := client.NewRolloutStrategy("shadow"), int64(0), int64(400)
 		return c.ended(c.rollout("m", client.NewRollout{Version: &version, Strategy: &s, BakeSeconds: &none, BakeRequests: &requests}).Id)
@@ -194,14 +197,14 @@ func TestRollout_BlueGreenIsWatchedAgainstAHoldback(t *testing.T) {
 	c.allAtOnce("m")
 	bad := c.upload("m", map[string][]byte{"model.onnx": echo(3, 60)})
 	require.Equal(t, "SUCCEEDED", bad.State, bad.Message)
-	l := c.load("m", 4)
+	l := c.load(4)
 	s, watch, holdback := client.NewRolloutStrategy("blue_green"), int64(600), float32(20)
 	green := func(version int) client.Run {
 		return c.ended(c.rollout("m", client.NewRollout{Version: &version, Strategy: &s, WatchSeconds: &watch, HoldbackPercent: &holdback}).Id)
 	}
 	run := green(2)
 	require.Equal(t, string(registry.Promoted), run.Outcome, run.Message)
-	r := c.route(0, "m")
+	r := c.route("m")
 	require.Equal(t, []registry.Arm{{Version: 2, Role: registry.Stable, Weight: 8000}, {Version: 1, Role: registry.Holdback, Weight: 2000}}, r.Arms)
 	bads := green(3)
 	require.Equal(t, string(registry.Promoted), bads.Outcome, "nothing is known of it yet")
@@ -214,7 +217,7 @@ func TestRollout_BlueGreenIsWatchedAgainstAHoldback(t *testing.T) {
 
 	_, err := decode[registry.Route](c.api(0).Rollback(t.Context(), "m", client.Decision{}))
 	require.NoError(t, err)
-	require.NotEqual(t, 2, c.route(0, "m").StableVersion())
+	require.NotEqual(t, 2, c.route("m").StableVersion())
 }
 
 // A long roll-out continues as new: its run, its lock, its traffic and what people said go on.
@@ -231,7 +234,7 @@ func TestRollout_ContinuesAsNew(t *testing.T) {
 	}
 	require.NoError(t, c.say(run.Id, "extend", client.Decision{Seconds: new(int64(60))}))
 	require.Equal(t, "step 1 of 2: 20 %", c.run(run.Id).Phase)
-	require.Equal(t, 2000, c.route(0, "m").Arms[1].Weight)
+	require.Equal(t, 2000, c.route("m").Arms[1].Weight)
 	_, err := decode[client.Run](c.api(0).StartRollout(t.Context(), "m", nil, canary(2, 1)))
 	require.ErrorContains(t, err, run.Id, "it is still the only one")
 	require.NoError(t, c.say(run.Id, "promote_now", client.Decision{}))
@@ -320,7 +323,7 @@ func TestRollout_SurvivesWhateverBreaks(t *testing.T) {
 		candidate := 3 - stable
 		var l *load
 		if f.traffic {
-			l = c.load("m", 3)
+			l = c.load(3)
 		}
 		r := canary(candidate, 400)
 		if !f.traffic {
@@ -368,4 +371,44 @@ func TestOrchestrator_ALaterBuildTakesOver(t *testing.T) {
 	c.phase(run.Id, "step 1")
 	require.NoError(t, c.say(run.Id, "abort", client.Decision{}))
 	require.Equal(t, string(registry.Aborted), c.ended(run.Id).Outcome)
+}
+
+// A webhook hears of a roll-out, from the command line on.
+func TestWebhook_HearsOfARollOut(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 1)
+	c.model("m", 2)
+	c.allAtOnce("m")
+	var mu sync.Mutex
+	var texts []string
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		texts = append(texts, string(body))
+	}))
+	t.Cleanup(receiver.Close)
+	orrery := func(args ...string) string {
+		cmd := exec.CommandContext(t.Context(), binary, append([]string{"--api", c.servers[1].url(), "--key", adminKey}, args...)...)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%v: %s", args, out)
+		return string(out)
+	}
+	made := orrery("webhook", "create", receiver.URL, "--format", "slack", "--types", "run.*", "--models", "m", "--output", "json")
+	var hook client.Webhook
+	require.NoError(t, json.Unmarshal([]byte(made), &hook))
+	require.Contains(t, *hook.Secret, "whsec_")
+	require.Contains(t, orrery("webhook", "test", hook.Id), "200")
+	orrery("rollout", "start", "m", "2", "--strategy", "all_at_once", "--watch", "0s", "--wait")
+	require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(texts) == 3 }, 20*time.Second, 20*time.Millisecond)
+	mu.Lock()
+	require.Contains(t, texts[1], "m: rollout of version 2 started by admin")
+	require.Contains(t, texts[2], "ended PROMOTED: version 2 is the champion")
+	mu.Unlock()
+	require.Equal(t, 2, strings.Count(orrery("webhook", "deliveries", hook.Id), " 200 "))
+	require.NotContains(t, orrery("webhook", "list"), *hook.Secret)
+	orrery("webhook", "delete", hook.Id)
 }

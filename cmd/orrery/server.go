@@ -143,7 +143,9 @@ func serve(ctx context.Context, o serverOptions, log *slog.Logger) error {
 		return err
 	}
 	sender := webhook.NewSender(s, metrics, log)
-	front := api.New(api.Config{Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace, ContinueAfter: o.continueAfter}, s, objects, temporal, g, sender, log)
+	front := api.New(api.Config{
+		Open: o.open, Hosts: o.hosts, TemporalUI: o.temporalUI, Namespace: o.namespace, ContinueAfter: o.continueAfter,
+	}, api.Parts{Store: s, Objects: objects, Temporal: temporal, Gateway: g, Sender: sender}, log)
 	return listenAndServe(ctx, o, plane{g, recorder, sender, front, front.Handler(metrics)}, log)
 }
 

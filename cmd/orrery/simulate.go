@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"time"
@@ -31,7 +33,7 @@ func (p *program) simulateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rollout", Short: "Compare judges on simulated roll-outs: false rollbacks, what is caught, and when", Args: cobra.NoArgs,
 		Long: "Runs the judge that production runs on simulated traffic, beside a threshold rule, a z-test that peeks, and Mann-Whitney. The same seed gives the same table.",
-		RunE: func(c *cobra.Command, _ []string) error { return p.simulate(o) },
+		RunE: func(*cobra.Command, []string) error { return p.simulate(o) },
 	}
 	f := cmd.Flags()
 	f.IntVar(&o.runs, "runs", 2000, "simulated roll-outs of each kind of traffic")
@@ -44,6 +46,11 @@ func (p *program) simulateCommand() *cobra.Command {
 	f.StringVar(&o.picture, "picture", "", "file to draw the judge's e-values into, as SVG")
 	root.AddCommand(cmd)
 	return root
+}
+
+// source returns the random numbers of a run.
+func (o simulation) source(run int) monitor.Source {
+	return rand.New(rand.NewPCG(o.seed, uint64(run))) //nolint:gosec // it must be repeatable
 }
 
 // plan turns what was typed into a plan.
@@ -65,7 +72,7 @@ func (o simulation) plan() (monitor.Plan, error) {
 		out.Steps = append(out.Steps, s/100)
 	}
 	if out.Minutes < len(out.Steps) || len(out.Steps) == 0 || o.runs < 1 || o.base <= 0 || o.base >= 0.2 {
-		return out, &exitError{exitUsage, fmt.Errorf("want at least one step, a minute for each, one run, and an error rate between 0 and 0.2")}
+		return out, &exitError{exitUsage, errors.New("want at least one step, a minute for each, one run, and an error rate between 0 and 0.2")}
 	}
 	for _, rpm := range o.perMinute {
 		if rpm < 1 || rpm > 1e6 {
@@ -104,7 +111,7 @@ func (p *program) simulate(o simulation) error {
 		o.runs, stepsText(plan), o.seed, strings.Join(monitor.Rivals, " | "), strings.Repeat("---|", len(monitor.Rivals)))
 	for _, rpm := range o.perMinute {
 		for _, s := range o.scenarios(rpm) {
-			results := monitor.Simulate(s, plan, o.runs, o.seed)
+			results := monitor.Simulate(s, plan, o.runs, o.source)
 			cells := []string{fmt.Sprintf("%g", rpm), s.Name}
 			for _, r := range results {
 				cell := fmt.Sprintf("%.1f %% (%.1f to %.1f)", 100*r.RolledBack.Share, 100*r.RolledBack.Lower, 100*r.RolledBack.Upper)
@@ -175,7 +182,7 @@ func picture(plan monitor.Plan, o simulation) string {
 	}{{1, "#1b7837", "as good as stable"}, {2, "#e08214", "2x the errors"}, {5, "#b2182b", "5x the errors"}} {
 		last := 0.0
 		for run := range 8 {
-			values := monitor.Trace(monitor.Scenario{PerMinute: rpm, Base: o.base, Candidate: kind.factor * o.base}, plan, o.seed+uint64(run)) //nolint:gosec // small
+			values := monitor.Trace(monitor.Scenario{PerMinute: rpm, Base: o.base, Candidate: kind.factor * o.base}, plan, o.source(run))
 			var points []string
 			for minute, e := range values {
 				points = append(points, fmt.Sprintf("%.1f,%.1f", x(minute+1), y(e)))

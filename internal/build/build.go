@@ -48,7 +48,7 @@ func programDigest() string {
 	if err != nil {
 		return Version()
 	}
-	f, err := os.Open(path) //nolint:gosec // ourselves
+	f, err := os.Open(path)
 	if err != nil {
 		return Version()
 	}
