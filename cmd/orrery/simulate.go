@@ -175,14 +175,16 @@ func picture(plan monitor.Plan, o simulation) string {
 	limit := monitor.Judge(plan.Judge, monitor.Tally{}, monitor.Beside{}).ErrorLimit
 	line(`<line x1="%d" y1="%.1f" x2="%.1f" y2="%.1f" stroke="black" stroke-dasharray="6 4"/><text x="%.1f" y="%.1f">rolled back above %.0f</text>`,
 		marginLeft, y(limit), x(plan.Minutes), y(limit), x(plan.Minutes)+6, y(limit)+4, limit)
+	const firstRun = 10 // any will do
 	for _, kind := range []struct {
 		factor float64
 		colour string
 		text   string
-	}{{1, "#1b7837", "as good as stable"}, {2, "#e08214", "2x the errors"}, {5, "#b2182b", "5x the errors"}} {
+		lower  float64 // its label
+	}{{1, "#1b7837", "as good as stable", 4}, {2, "#e08214", "2x the errors", 22}, {5, "#b2182b", "5x the errors", 0}} {
 		last := 0.0
 		for run := range 8 {
-			values := monitor.Trace(monitor.Scenario{PerMinute: rpm, Base: o.base, Candidate: kind.factor * o.base}, plan, o.source(run))
+			values := monitor.Trace(monitor.Scenario{PerMinute: rpm, Base: o.base, Candidate: kind.factor * o.base}, plan, o.source(firstRun+run))
 			var points []string
 			for minute, e := range values {
 				points = append(points, fmt.Sprintf("%.1f,%.1f", x(minute+1), y(e)))
@@ -190,7 +192,7 @@ func picture(plan monitor.Plan, o simulation) string {
 			last += y(values[len(values)-1]) / 8
 			line(`<polyline fill="none" stroke="%s" stroke-opacity="0.65" points="%.1f,%.1f %s"/>`, kind.colour, x(0), y(1), strings.Join(points, " "))
 		}
-		line(`<text x="%.1f" y="%.1f" fill="%s">%s</text>`, x(plan.Minutes)+6, last+4+12*(kind.factor-2)/3, kind.colour, kind.text)
+		line(`<text x="%.1f" y="%.1f" fill="%s">%s</text>`, x(plan.Minutes)+6, last+kind.lower, kind.colour, kind.text)
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
