@@ -74,7 +74,7 @@ func (b *bench) flush(gateway string, second int, alive bool) {
 // counted looks once and returns the candidate's requests in the tally, and in all.
 func (b *bench) counted(c *comparison) (folded, all int64) {
 	b.t.Helper()
-	time.Sleep(fleetFresh) // the leases are read anew
+	b.a.gateways.at = time.Time{} // the leases are read anew
 	rest, err := b.a.look(context.Background(), b.in, c)
 	require.NoError(b.t, err)
 	if t := c.Tallies[2]; t != nil {
@@ -175,7 +175,7 @@ func TestJudge_AWorkerThatDiesTwiceOnACandidate(t *testing.T) {
 		require.NoError(t, b.store.PutLease(t.Context(), registry.Lease{
 			ID: "w", Kind: registry.WorkerLease, Expires: time.Now().Add(time.Hour), Worker: registry.WorkerState{Crashes: crashes},
 		}))
-		time.Sleep(fleetFresh)
+		b.a.workers.at = time.Time{}
 	}
 	old := registry.Crash{Model: "m", Version: 2, At: b.start.Add(-time.Minute), Node: "w"}
 	first := registry.Crash{Model: "m", Version: 2, At: b.start.Add(time.Second), Node: "w"}

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	pollFirst   = 2 * time.Millisecond  // while waiting for gateways and workers; then half as long again each time
+	pollFirst   = time.Millisecond      // while waiting for gateways and workers; then half as long again each time
 	pollLast    = 50 * time.Millisecond //
-	fleetFresh  = 2 * time.Millisecond  // leases read by one activity serve the others for as long
+	fleetFresh  = time.Millisecond      // leases read by one activity serve the others for as long
 	fastestBake = 250 * time.Millisecond
 	slowestBake = 2 * time.Second
 	bakeSpacing = 4 * time.Millisecond // times the bakes under way
@@ -74,7 +74,7 @@ func (c *leaseCache) get(ctx context.Context) ([]registry.Lease, error) {
 	leases, err := c.store.Leases(ctx, c.kind, began)
 	if err == nil {
 		c.known, c.at = leases, time.Now()
-		c.fresh = min(max(fleetFresh, 10*c.at.Sub(began)), pollLast)
+		c.fresh = min(max(fleetFresh, 2*c.at.Sub(began)), pollLast)
 	}
 	return leases, err
 }
@@ -119,19 +119,34 @@ const (
 // what the bake will be able to see.
 func (a *Traffic) Preflight(ctx context.Context, in PreflightInput) (PreflightResult, error) {
 	phase := "preflight"
-	noted := a.noteRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &phase})
+	noted := a.noteRun(ctx, noteAfter, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &phase})
 	out, err := a.preflight(ctx, in)
-	return out, Fault(errors.Join(err, <-noted))
+	return out, Fault(errors.Join(err, noted()))
 }
 
-// noteRun changes a run beside what the caller does meanwhile.
-func (a *Traffic) noteRun(ctx context.Context, u registry.RunUpdate) <-chan error {
-	done := make(chan error, 1)
-	go func() { // ends with ctx at the latest
+// noteAfter is how long what ends by itself must last to be worth a note in the run.
+const noteAfter = 50 * time.Millisecond
+
+// noteRun changes a run beside what the caller does meanwhile, unless the caller is done before the time is over: it
+// calls the function returned when it is, which waits for a change that has begun.
+func (a *Traffic) noteRun(ctx context.Context, after time.Duration, u registry.RunUpdate) (done func() error) {
+	stop, noted := make(chan struct{}), make(chan error, 1)
+	go func() { // ends by stop, or with ctx
+		if after > 0 {
+			select {
+			case <-stop:
+				noted <- nil
+				return
+			case <-time.After(after):
+			}
+		}
 		_, err := a.store.UpdateRun(ctx, u)
-		done <- err
+		noted <- err
 	}()
-	return done
+	return func() error {
+		close(stop)
+		return <-noted
+	}
 }
 
 func (a *Traffic) preflight(ctx context.Context, in PreflightInput) (PreflightResult, error) {
@@ -289,9 +304,13 @@ type ShiftResult struct {
 // ShiftTraffic sets the route and returns once every leased gateway has applied it and, when asked, a version is warm.
 // It ends in Conflict when the route is no longer the expected one.
 func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult, error) {
-	noted := a.noteRun(ctx, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase, Progress: &in.Progress})
+	after := time.Duration(0)
+	if !in.Owned { // a promotion: the run's end follows at once
+		after = noteAfter
+	}
+	noted := a.noteRun(ctx, after, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase, Progress: &in.Progress})
 	out, err := a.shift(ctx, in)
-	return out, Fault(errors.Join(err, <-noted))
+	return out, Fault(errors.Join(err, noted()))
 }
 
 func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error) {

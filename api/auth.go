@@ -139,7 +139,7 @@ func (s *Server) authenticate(c *gin.Context) {
 		key = anonymous
 	}
 	ctx := context.WithValue(c.Request.Context(), callerKey{}, key)
-	c.Request = c.Request.WithContext(gateway.WithActor(ctx, key.Name))
+	c.Request = c.Request.WithContext(gateway.WithCaller(ctx, key.Name, key.Covers))
 }
 
 // checkOrigin refuses requests by other sites (Origin) and by rebound names (Host).
@@ -225,7 +225,7 @@ func (s *Server) UnaryAuth(ctx context.Context, request any, _ *grpc.UnaryServer
 }
 
 func withCaller(ctx context.Context, key registry.APIKey) context.Context {
-	return gateway.WithActor(context.WithValue(ctx, callerKey{}, key), key.Name)
+	return gateway.WithCaller(context.WithValue(ctx, callerKey{}, key), key.Name, key.Covers)
 }
 
 // grpcKey returns the key a call carries.

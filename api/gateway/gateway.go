@@ -221,6 +221,9 @@ func (g *Gateway) followOnce(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
+		if len(events) == 0 {
+			continue
+		}
 		changed := []string{""}
 		for _, e := range events {
 			if t, err = t.apply(e); err != nil {

@@ -197,11 +197,14 @@ func tensors(ts []registry.Tensor) []*inference.ModelMetadataResponse_TensorMeta
 	return out
 }
 
-// RepositoryIndex implements the protocol over all READY versions of the registry.
-func (s *Service) RepositoryIndex(_ context.Context, r *inference.RepositoryIndexRequest) (*inference.RepositoryIndexResponse, error) {
+// RepositoryIndex implements the protocol over all READY versions of the models that the caller may know of.
+func (s *Service) RepositoryIndex(ctx context.Context, r *inference.RepositoryIndexRequest) (*inference.RepositoryIndexResponse, error) {
 	a := &inference.RepositoryIndexResponse{}
 	t := s.g.table.Load()
 	for _, name := range slices.Sorted(maps.Keys(t.models)) {
+		if !covered(ctx, name) {
+			continue
+		}
 		for _, n := range slices.Sorted(maps.Keys(t.models[name].versions)) {
 			state, reason := "READY", ""
 			if w, fault := s.g.fleet.pick(name, n, nil); w == nil {
@@ -276,17 +279,29 @@ func (s *Service) RepositoryModelUnload(ctx context.Context, r *inference.Reposi
 	return &inference.RepositoryModelUnloadResponse{}, nil
 }
 
-type actorKey struct{}
+type callerKey struct{}
 
-// WithActor returns a context that says who makes the request.
-func WithActor(ctx context.Context, actor string) context.Context {
-	return context.WithValue(ctx, actorKey{}, actor)
+// caller is who makes a request.
+type caller struct {
+	name   string
+	covers func(model string) bool
+}
+
+// WithCaller returns a context that says who makes the request, and which models it may know of.
+func WithCaller(ctx context.Context, name string, covers func(model string) bool) context.Context {
+	return context.WithValue(ctx, callerKey{}, caller{name, covers})
+}
+
+// covered says whether who makes the request may know of a model.
+func covered(ctx context.Context, model string) bool {
+	c, ok := ctx.Value(callerKey{}).(caller)
+	return !ok || c.covers(model)
 }
 
 // Actor returns who makes the request, "anonymous" when nobody said.
 func Actor(ctx context.Context) string {
-	if a, ok := ctx.Value(actorKey{}).(string); ok && a != "" {
-		return a
+	if c, ok := ctx.Value(callerKey{}).(caller); ok && c.name != "" {
+		return c.name
 	}
 	return "anonymous"
 }

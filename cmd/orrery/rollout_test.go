@@ -44,6 +44,17 @@ func (c *cluster) as(name, role string) *client.Client {
 	return api
 }
 
+// indexed counts the versions that the protocol's repository index shows to a key.
+func (c *cluster) indexed(key string) int {
+	c.t.Helper()
+	r, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.servers[0].url()+"/v2/repository/index", strings.NewReader("{}"))
+	require.NoError(c.t, err)
+	r.Header.Set("Authorization", "Bearer "+key)
+	list, err := decode[[]struct{ Name string }](http.DefaultClient.Do(r))
+	require.NoError(c.t, err)
+	return len(list)
+}
+
 func (c *cluster) policy(model, policy string) {
 	c.t.Helper()
 	raw := json.RawMessage(policy)
@@ -155,6 +166,10 @@ func TestRollout_ObeysThePolicy(t *testing.T) {
 	until := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
 	c.policy("m", `{"strategy": "all_at_once", "watch_s": 0, "approvals": 1, "four_eyes": true, "frozen_until": "`+until+`", "freeze_reason": "the fair"}`)
 	deployer, approver := c.as("dan", "deployer"), c.as("ann", "approver")
+	require.Equal(t, 2, c.indexed(adminKey))
+	other, err := decode[client.Key](c.api(0).CreateKey(t.Context(), client.NewKey{Name: "other", Role: "predictor", Models: &[]string{"another"}}))
+	require.NoError(t, err)
+	require.Zero(t, c.indexed(*other.Secret), "a key knows of its models only")
 
 	run, err := decode[client.Run](deployer.StartRollout(t.Context(), "m", nil, client.NewRollout{Version: new(2)}))
 	require.NoError(t, err)

@@ -62,7 +62,7 @@ func (s *Store) listenOnce(ctx context.Context, dsn string) {
 	}
 }
 
-// Await returns once an event above after exists.
+// Await returns once an event above after exists, or the bell rang, which it may do for nothing.
 func (s *Store) Await(ctx context.Context, after int64) error {
 	ticker := time.NewTicker(s.poll)
 	defer ticker.Stop()
@@ -79,6 +79,7 @@ func (s *Store) Await(ctx context.Context, after int64) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-rung:
+			return nil
 		case <-ticker.C:
 		}
 	}

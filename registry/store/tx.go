@@ -60,7 +60,7 @@ func (t *tx) emit(e registry.Event, data any) (int64, error) {
 	if err := t.Create(&row).Error; err != nil {
 		return 0, err
 	}
-	if t.Name() == "postgres" {
+	if !t.emitted && t.Name() == "postgres" { // one ring for all events of a transaction
 		if err := t.Exec("SELECT pg_notify(?, '')", channel).Error; err != nil {
 			return 0, err
 		}
