@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orrery-ml/orrery/api/client"
+	"github.com/orrery-ml/orrery/monitor"
 	"github.com/orrery-ml/orrery/registry"
 )
 
@@ -138,14 +139,28 @@ func (c *connection) runCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		t := table{header: []string{"AT", "VERDICT", "NUMBERS"}}
-		for _, e := range list {
-			t.rows = append(t.rows, []string{when(e.At), e.Verdict, string(e.Body)})
-		}
-		return c.print(list, t)
+		return c.print(list, evidenceTable(list))
 	}}
 	root.AddCommand(list, show, watch, evidence)
 	return root
+}
+
+// evidenceTable shows what a judge's decisions were made on; evidence of other runs is shown as it is.
+func evidenceTable(list []registry.Evidence) table {
+	t := table{header: []string{"AT", "VERDICT", "STABLE", "CANDIDATE", "ERROR E", "PASS E", "P99 MS", "WHY"}}
+	for _, e := range list {
+		var j monitor.Judgement
+		if err := json.Unmarshal(e.Body, &j); err != nil || j.Verdict == "" {
+			t.rows = append(t.rows, []string{when(e.At), e.Verdict, "", "", "", "", "", string(e.Body)})
+			continue
+		}
+		arm := func(a monitor.ArmCount) string { return fmt.Sprintf("%d errors of %d", a.Errors, a.Requests) }
+		t.rows = append(t.rows, []string{
+			when(e.At), e.Verdict, arm(j.Stable), arm(j.Candidate), fmt.Sprintf("%.3g of %.3g", j.ErrorE, j.ErrorLimit),
+			fmt.Sprintf("%.3g of %.3g", j.PassE, j.PassLimit), fmt.Sprintf("%.1f / %.1f", j.StableP99, j.CandidateP99), j.Reason,
+		})
+	}
+	return t
 }
 
 func (c *connection) predictCommand() *cobra.Command {
