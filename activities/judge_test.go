@@ -286,6 +286,7 @@ func TestPlanRollout(t *testing.T) {
 		"step_percent":        {Strategy: registry.Linear},
 		"share_percent":       {Strategy: registry.ShadowRun, SharePercent: 101},
 		"ab needs":            {Strategy: registry.AB},
+		"named twice":         {Strategy: registry.AB, Variants: []VariantRequest{{2, 30}, {2, 30}}},
 		"leave some":          {Strategy: registry.AB, Variants: []VariantRequest{{2, 60}, {3, 40}}},
 		"floor_percent":       {Strategy: registry.AB, Variants: []VariantRequest{{2, 30}}, FloorPercent: 51},
 		"watch_seconds":       {Strategy: registry.BlueGreen, WatchSeconds: n(0)},

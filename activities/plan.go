@@ -236,6 +236,9 @@ func (p *RolloutPlan) experiment(r RolloutRequest) error {
 			return registry.Errorf(registry.Invalid, "variant %d has %v %%: want at least 0.01", v.Version, v.Percent)
 		}
 		total += weight
+		if slices.ContainsFunc(p.Variants, func(a registry.Arm) bool { return a.Version == v.Version }) {
+			return registry.Errorf(registry.Invalid, "variant %d is named twice", v.Version)
+		}
 		p.Variants = append(p.Variants, registry.Arm{Version: v.Version, Role: registry.Variant, Weight: weight})
 	}
 	floor := r.FloorPercent

@@ -115,22 +115,29 @@ func (c *counter) count(a attempt) {
 	if a.notFinite {
 		s.NotFinite++
 	}
+	if len(a.route.Arms) < 2 { // nothing is compared, so nobody needs to be known
+		delete(c.callers, a.route.Model)
+		s.Votes++
+		if failed {
+			s.VoteFails++
+		}
+		return
+	}
 	known := c.callersOf(a.route)
-	if len(a.route.Arms) > 1 && a.arm.Role != registry.Shadow && !a.again && (a.key == "" || remember(known.seen, xxhash.Sum64String(a.key))) {
+	if a.arm.Role != registry.Shadow && !a.again && (a.key == "" || remember(known.seen, xxhash.Sum64String(a.key))) {
 		s.Detail.Callers++
 	}
 	if !c.votes(known, a.key, a.arm.Version, start, failed) {
 		return
 	}
 	s.Votes++
-	switch {
-	case failed:
+	if failed {
 		s.VoteFails++
-	case len(a.route.Arms) > 1:
-		s.Detail.VoteLatency = plusOne(s.Detail.VoteLatency, bucket)
-		for _, k := range a.outputs {
-			s.Detail.Outputs = plusOne(s.Detail.Outputs, k)
-		}
+		return
+	}
+	s.Detail.VoteLatency = plusOne(s.Detail.VoteLatency, bucket)
+	for _, k := range a.outputs {
+		s.Detail.Outputs = plusOne(s.Detail.Outputs, k)
 	}
 }
 
@@ -230,6 +237,9 @@ func (c *counter) take() (done []registry.Stratum, sealed time.Time) {
 	sealed = c.second()
 	for k, s := range c.strata {
 		if k.start < sealed.Unix() {
+			if s.Votes == s.Requests { // then both distributions are the same
+				s.Detail.VoteLatency = nil
+			}
 			done = append(done, *s)
 			delete(c.strata, k)
 		}

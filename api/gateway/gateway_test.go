@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 
+	"github.com/orrery-ml/orrery/api/proto/inference"
+	"github.com/orrery-ml/orrery/monitor"
 	"github.com/orrery-ml/orrery/registry"
 )
 
@@ -162,6 +164,92 @@ func TestCounter_SealsEachSecondOnce(t *testing.T) {
 	now = now.Add(10 * time.Second)
 	again, _ = c.take()
 	require.Len(t, again, 2)
+}
+
+// One caller that fails again and again is one failure under a revision; another step asks it again, and callers count
+// once in a roll-out.
+func TestCounter_ACallerLeavesTheVotesAfterItsFirstFailure(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(3000, 0)
+	c := newCounter("g", func() time.Time { return now })
+	route := split(1000)
+	count := func(key string, code codes.Code) {
+		c.count(attempt{route: route, arm: route.Arms[1], key: key, code: code, took: time.Millisecond, outputs: []int{7}})
+	}
+	votes := func() [3]int64 {
+		now = now.Add(time.Second)
+		var out [3]int64
+		done, _ := c.take()
+		for _, s := range done {
+			out = [3]int64{out[0] + s.Votes, out[1] + s.VoteFails, out[2] + s.Detail.Callers}
+		}
+		return out
+	}
+	count("broken", codes.Internal)
+	count("broken", codes.Internal)
+	count("good", codes.OK)
+	count("", codes.OK)
+	count("", codes.Internal)
+	require.Equal(t, [3]int64{4, 2, 4}, votes(), "one vote each, and every request without a key")
+	now = now.Add(voteEpoch)
+	count("broken", codes.Internal)
+	count("good", codes.OK)
+	require.Equal(t, [3]int64{1, 0, 0}, votes(), "in the next epoch who has failed is out")
+	route.Revision++
+	count("broken", codes.Internal)
+	require.Equal(t, [3]int64{1, 1, 0}, votes(), "in the next step it is in again, and known")
+	now = now.Add(voteEpoch)
+	route.Revision, route.Salt = route.Revision+1, "another roll-out"
+	count("broken", codes.Internal)
+	require.Equal(t, [3]int64{1, 1, 1}, votes())
+	route.Revision, route.Arms = route.Revision+1, registry.StableOnly(2)
+	c.count(attempt{route: route, arm: route.Arms[0], key: "broken", code: codes.OK})
+	require.Empty(t, c.callers, "nobody is remembered while nothing is compared")
+}
+
+func TestCounter_PairsAndFeedback(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(5000, 0)
+	c := newCounter("g", func() time.Time { return now })
+	route := split(1000)
+	c.pair(route, route.Arms[2], "", false, false, 0)
+	c.pair(route, route.Arms[2], "", false, false, 0.5)
+	c.pair(route, route.Arms[2], "", false, true, 0)
+	c.pair(route, route.Arms[2], "", true, false, 0)
+	c.pair(route, route.Arms[2], "", true, true, 0)
+	require.True(t, c.feedback(route, route.Arms[1], "ann", 2))
+	require.False(t, c.feedback(route, route.Arms[1], "ann", 5), "the first counts")
+	require.True(t, c.feedback(route, route.Arms[1], "bob", 1))
+	now = now.Add(time.Second)
+	done, _ := c.take()
+	require.Len(t, done, 2)
+	byVersion := map[int]registry.StratumDetail{done[0].Version: done[0].Detail, done[1].Version: done[1].Detail}
+	shadow := byVersion[3]
+	require.Equal(t, [3]int64{5, 1, 1}, [3]int64{shadow.Pairs, shadow.OnlyFailed, shadow.OnlyAnswered})
+	require.Equal(t, map[int]int64{0: 1, monitor.GapBucket(0.5): 1}, shadow.Gaps)
+	require.Equal(t, [3]float64{2, 3, 5}, [3]float64{float64(byVersion[2].Feedback), byVersion[2].FeedbackSum, byVersion[2].FeedbackSquares})
+}
+
+func TestAnswerGapAndOutputKeys(t *testing.T) {
+	t.Parallel()
+	answer := func(datatype string, raw ...byte) *inference.ModelInferResponse {
+		return &inference.ModelInferResponse{
+			Outputs:           []*inference.ModelInferResponse_InferOutputTensor{{Name: "y", Datatype: datatype, Shape: []int64{1, 2}}},
+			RawOutputContents: [][]byte{raw},
+		}
+	}
+	half, one := []byte{0, 0x38}, []byte{0, 0x3c}
+	a, b := answer("FP16", append(half, one...)...), answer("FP16", append(half, half...)...)
+	require.InDelta(t, 0.5, answerGap(a, b), 1e-9)
+	require.Zero(t, answerGap(a, answer("FP16", append(half, one...)...)))
+	require.InDelta(t, 1, answerGap(answer("INT8", 1, 2), answer("INT8", 1, 3)), 0, "a label that differs is another answer")
+	require.InDelta(t, 1, answerGap(a, answer("INT8", 1, 3)), 0)
+	require.InDelta(t, 1, answerGap(a, &inference.ModelInferResponse{}), 0)
+	require.Len(t, outputKeys(a), 2)
+	require.Len(t, outputKeys(answer("BYTES", 1, 0, 0, 0, 'a', 2, 0, 0, 0, 'b', 'c')), 2)
+	require.Empty(t, outputKeys(answer("BYTES", 200, 0, 0, 0, 'a')), "a lying length")
+	require.Len(t, outputKeys(answer("BOOL", 1, 0)), 2)
+	require.Empty(t, outputKeys(answer("FP64", 1, 2)), "too short")
 }
 
 func TestTable_AppliesEventsInOrderOnly(t *testing.T) {
