@@ -290,6 +290,7 @@ type ShiftInput struct {
 	Salt     string         `json:"salt,omitempty"`
 	Actor    string         `json:"actor"`
 	Reason   string         `json:"reason"`
+	Hold     *HoldInput     `json:"hold,omitempty"`  // a version that the change takes off the route, and that stays warm
 	Gated    bool           `json:"gated,omitempty"` // leave the route as it is when the model's policy does not let traffic move now
 	Ready    []int          `json:"ready,omitempty"` // wait until these versions are warm on every worker that should hold them
 }
@@ -317,6 +318,11 @@ func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error)
 	if in.Gated {
 		if gate, err := a.LookAtGate(ctx, in.Model); err != nil || !gate.Opens.IsZero() {
 			return ShiftResult{Gate: gate}, err
+		}
+	}
+	if in.Hold != nil {
+		if err := a.HoldVersion(ctx, *in.Hold); err != nil {
+			return ShiftResult{}, err
 		}
 	}
 	change := registry.RouteChange{

@@ -518,6 +518,12 @@ func (r *rollout) finish(ctx workflow.Context) error {
 			{Version: previous, Role: registry.Holdback, Weight: r.in.Plan.Holdback},
 		}
 	}
+	var hold *activities.HoldInput // the way back is warm from the first moment on; the watch takes it over
+	if r.in.Plan.WatchSeconds > 0 && previous != 0 && previous != version {
+		hold = &activities.HoldInput{
+			RunID: r.in.RunID + "-watch", Model: r.in.Model, Version: previous, For: time.Duration(r.in.Plan.WatchSeconds)*time.Second + holdSlack,
+		}
+	}
 	last, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
 	var traffic *activities.Traffic
@@ -526,7 +532,7 @@ func (r *rollout) finish(ctx workflow.Context) error {
 		var done activities.ShiftResult
 		if err := workflow.ExecuteActivity(waiting(last), traffic.ShiftTraffic, activities.ShiftInput{
 			RunID: r.in.RunID, Step: "promote", Phase: phasePromote, Progress: 0.95, Model: r.in.Model, Expected: r.Revision,
-			Arms: arms, Salt: r.in.RunID, Actor: r.in.Actor, Reason: "promoted: " + r.in.Reason, Ready: []int{version}, Gated: !r.in.Plan.Urgent,
+			Arms: arms, Salt: r.in.RunID, Actor: r.in.Actor, Reason: "promoted: " + r.in.Reason, Ready: []int{version}, Gated: !r.in.Plan.Urgent, Hold: hold,
 		}).Get(last, &done); err != nil {
 			return err
 		}
