@@ -542,6 +542,9 @@ func noteEvery(age time.Duration) time.Duration {
 // note stores where the judge stands and then the evidence. What is folded after the last note is folded anew by
 // whoever goes on.
 func (a *Traffic) note(ctx context.Context, in BakeInput, c *comparison, j monitor.Judgement) error {
+	if j.Verdict == Moved { // no judgement: the run's end says who moved it
+		return nil
+	}
 	if err := a.writeComparison(ctx, in.RunID, c); err != nil {
 		return err
 	}

@@ -131,7 +131,7 @@ func rolloutRequest(b NewRollout) (workflows.RolloutRequest, error) {
 		}
 		r.Candidate = r.Variants[0].Version
 	case r.Candidate < 1:
-		return r, registry.Errorf(registry.Invalid, "version %d: want the number of a version", r.Candidate)
+		return r, registry.Errorf(registry.Invalid, "name the version to roll out, a number from 1")
 	}
 	if c := value(b.OnConflict); c != "" && c != "fail" && c != "supersede" {
 		return r, registry.Errorf(registry.Invalid, "on_conflict %q: want fail or supersede", c)

@@ -40,6 +40,8 @@ type orchestratorOptions struct {
 const (
 	maxActivities = 2000 // at once in one process; a bake is one
 	maxPollers    = 32   // of each kind
+
+	heartbeatEvery = 3 * time.Second // an activity that was cancelled hears of it this late at most
 )
 
 // queueNames maps the names of --queues to task queues.
@@ -158,6 +160,7 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 	pollers := worker.NewPollerBehaviorAutoscaling(worker.PollerBehaviorAutoscalingOptions{MinimumNumberOfPollers: 4, MaximumNumberOfPollers: maxPollers})
 	options := worker.Options{
 		WorkerStopTimeout: 10 * time.Second, MaxConcurrentActivityExecutionSize: maxActivities, WorkflowTaskPollerBehavior: pollers, ActivityTaskPollerBehavior: pollers,
+		MaxHeartbeatThrottleInterval: heartbeatEvery,
 	}
 	if o.deployment != "" {
 		options.DeploymentOptions = versioned(o.deployment)
