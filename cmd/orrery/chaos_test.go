@@ -216,9 +216,10 @@ func holds(w *node, version int) bool {
 	return got.StatusCode == http.StatusOK
 }
 
-// rollOut starts roll-outs of the version that is not the champion, and lets them end in every way.
+// rollOut starts roll-outs of the version that is not the champion, and lets them end in every way. Where everything was
+// down all the time it starts one afterwards, so that there is always something to check.
 func (x *chaos) rollOut(r *rand.Rand) {
-	for time.Now().Before(x.until) {
+	for time.Now().Before(x.until) || len(x.runs) == 0 && time.Now().Before(x.until.Add(time.Minute)) {
 		run, err := x.start()
 		if err != nil {
 			time.Sleep(100 * time.Millisecond)
