@@ -1,6 +1,7 @@
 package activities
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -230,8 +231,8 @@ func (a *Traffic) judge(ctx context.Context, in BakeInput, c *comparison, labels
 		if t == nil {
 			t = &monitor.Tally{}
 		}
-		guard := t.Candidate
-		guard.Latency = maps.Clone(guard.Latency) // the tally keeps its own
+		guard := t.Candidate.Plain() // maps of its own: what is not folded must not get into the tally
+		guard.Latency = maps.Clone(t.Candidate.Latency)
 		guard.Add(rest.arms[version])
 		b := monitor.Beside{Guard: guard, Crashes: crashes[version], Loss: labels.difference(in, judge, version), Baked: baked}
 		j := monitor.Judge(judge, *t, b)
@@ -245,7 +246,7 @@ func (a *Traffic) judge(ctx context.Context, in BakeInput, c *comparison, labels
 	}
 	worst := all[0]
 	for _, j := range all[1:] {
-		if severity[j.Verdict] > severity[worst.Verdict] {
+		if order := cmp.Compare(severity[j.Verdict], severity[worst.Verdict]); order > 0 || order == 0 && j.SplitE > worst.SplitE {
 			worst = j
 		}
 	}
@@ -279,21 +280,11 @@ func (in BakeInput) experiment(j monitor.Judgement, c *comparison) monitor.Judge
 	for version, t := range c.Tallies {
 		stable, variants[version] = t.Stable.Feedback, t.Candidate.Feedback
 	}
-	if j.Verdict == monitor.Inconclusive && j.SplitE > 1 && in.splitBroken(c) {
+	if j.SplitE >= monitor.SplitLimit { // then nothing can be compared
 		return j
 	}
 	j.Verdict, j.Reason, j.Winner, j.Metric = monitor.JudgeMetric(in.Judge, in.Experiment.Goal, in.Experiment.Margin, in.Reference, stable, variants)
 	return j
-}
-
-// splitBroken says whether any variant got another share of the callers than the route says.
-func (in BakeInput) splitBroken(c *comparison) bool {
-	for _, t := range c.Tallies {
-		if monitor.SplitBroken(*t) {
-			return true
-		}
-	}
-	return false
 }
 
 // conclude turns what the judge says into what the step does: a step before the last one ends when it is baked and not

@@ -148,6 +148,28 @@ func TestLook_GatewaysDoNotWaitForOneAnother(t *testing.T) {
 	require.EqualValues(t, 30, folded)
 }
 
+// Looking often changes nothing: what is not folded yet is for guardrails only, and never gets into the tally's
+// distributions.
+func TestJudge_LookingAgainChangesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	c, err := b.a.readComparison(t.Context(), "r")
+	require.NoError(t, err)
+	for second := range 8 {
+		b.flush("g", second, true)
+		b.a.gateways.at = time.Time{}
+		for range 3 {
+			_, err = b.a.judge(t.Context(), b.in, c, newLabelled(nil), b.start.Add(8*time.Second))
+			require.NoError(t, err)
+		}
+	}
+	for _, arm := range []monitor.ArmCount{c.Tallies[2].Candidate, c.Tallies[2].Stable} {
+		require.Positive(t, arm.Requests)
+		require.EqualValues(t, arm.Requests, arm.Latency[80])
+		require.EqualValues(t, arm.Requests, arm.VoteLatency[80])
+	}
+}
+
 func TestJudge_GuardrailsDoNotWaitForAWindow(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

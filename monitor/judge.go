@@ -281,9 +281,6 @@ func splitE(splits map[int64]Split) float64 {
 	return math.Min(math.Exp(sum), math.MaxFloat64)
 }
 
-// SplitBroken says whether callers were certainly not split as the route says.
-func SplitBroken(t Tally) bool { return splitE(t.Splits) >= SplitLimit }
-
 func logBeta(a, b float64) float64 {
 	la, _ := math.Lgamma(a)
 	lb, _ := math.Lgamma(b)
