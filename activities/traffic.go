@@ -497,6 +497,9 @@ func (a *Traffic) Bake(ctx context.Context, in BakeInput) (BakeResult, error) {
 	}
 	a.baking.Add(1)
 	defer a.baking.Add(-1)
+	if in.Judge.MaxLossGain > 0 { // records and labels of a long bake take a while to read
+		defer keepAlive(ctx)()
+	}
 	slice := bakeSlice
 	if in.Slice > 0 {
 		slice = time.Duration(in.Slice) * time.Second

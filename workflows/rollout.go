@@ -73,7 +73,8 @@ type RolloutState struct {
 	Arms      []registry.Arm             `json:"arms"`     // at our last revision
 	Approvals []string                   `json:"approvals"`
 	Paused    bool                       `json:"paused"`
-	Held      string                     `json:"held"` // why it waits for a person
+	Held      string                     `json:"held"`    // why it waits for a person
+	Waiting   bool                       `json:"waiting"` // the run says that it is paused or held
 	Promote   bool                       `json:"promote"`
 	Winner    int                        `json:"winner"`
 	Judgement *monitor.Judgement         `json:"judgement,omitempty"`
@@ -267,7 +268,7 @@ func (r *rollout) stageOnce(ctx workflow.Context, s stage) error {
 	if r.First == 0 {
 		r.First = r.Revision
 	}
-	return r.bake(ctx)
+	return r.bake(ctx, s)
 }
 
 // shift sets the route; it is the run's as long as it has arms beside the stable one.
@@ -275,7 +276,7 @@ func (r *rollout) shift(ctx workflow.Context, step string, arms []registry.Arm, 
 	var traffic *activities.Traffic
 	var done activities.ShiftResult
 	in := activities.ShiftInput{
-		RunID: r.in.RunID, Step: step, Phase: r.phase, Progress: float64(r.Stage) / float64(len(r.in.Plan.Steps)+2), Model: r.in.Model,
+		RunID: r.in.RunID, Step: step, Phase: r.phase, Progress: r.progress(), Model: r.in.Model,
 		Expected: r.Revision, Owned: true, Salt: r.in.RunID, Actor: r.in.Actor, Reason: r.phase, Arms: arms, Ready: ready,
 	}
 	r.Touched = true
@@ -287,6 +288,9 @@ func (r *rollout) shift(ctx workflow.Context, step string, arms []registry.Arm, 
 	}
 	return err
 }
+
+// progress is a number for people: how many of the stages are done.
+func (r *rollout) progress() float64 { return float64(r.Stage) / float64(len(r.in.Plan.Steps)+2) }
 
 // interruptible runs f under a context that a decision may cancel; that is no error.
 func (r *rollout) interruptible(ctx workflow.Context, f func(workflow.Context) error) error {
@@ -302,9 +306,12 @@ func (r *rollout) interruptible(ctx workflow.Context, f func(workflow.Context) e
 
 // bake watches the present stage until it passes or the roll-out is decided. A paused or held roll-out is watched too:
 // what is certainly worse goes back although nobody is there.
-func (r *rollout) bake(ctx workflow.Context) error {
+func (r *rollout) bake(ctx workflow.Context, s stage) error {
 	for r.stop == "" && !r.Promote {
 		if err := r.continueAsNew(ctx); err != nil {
+			return err
+		}
+		if err := r.showWaiting(ctx, s); err != nil {
 			return err
 		}
 		j, err := r.look(ctx, r.Paused || r.Held != "", 0)
@@ -327,6 +334,22 @@ func (r *rollout) bake(ctx workflow.Context) error {
 		}
 	}
 	return nil
+}
+
+// showWaiting lets the run say that it is paused or held, and that it goes on.
+func (r *rollout) showWaiting(ctx workflow.Context, s stage) error {
+	waits := r.Paused || r.Held != ""
+	if waits == r.Waiting || workflow.GetVersion(ctx, "show-waiting", workflow.DefaultVersion, 1) == workflow.DefaultVersion {
+		return nil
+	}
+	r.Waiting = waits
+	switch {
+	case r.Held != "":
+		return r.note(ctx, registry.RunWaiting, phaseHeld+": "+r.Held)
+	case r.Paused:
+		return r.note(ctx, registry.RunWaiting, s.phase+" (paused)")
+	}
+	return r.note(ctx, registry.RunRunning, s.phase)
 }
 
 // forever is longer than any roll-out.
@@ -384,7 +407,7 @@ func (r *rollout) inconclusive(ctx workflow.Context, j monitor.Judgement) error 
 	switch {
 	case r.in.Plan.OnInconclusive == registry.HoldThen:
 		r.Held = j.Reason
-		return r.note(ctx, registry.RunWaiting, phaseHeld+": "+j.Reason)
+		return nil
 	case r.in.Plan.OnInconclusive == registry.ExtendThen && !r.Extended:
 		r.Extended = true
 		r.Extra += r.in.Plan.MaxBakeSeconds
@@ -591,7 +614,7 @@ func (r *rollout) startWatch(ctx workflow.Context, version int, compared bool) e
 func (r *rollout) note(ctx workflow.Context, state registry.RunState, phase string) error {
 	r.enter(ctx, phase)
 	var runs *activities.Runs
-	note := activities.NoteRunInput{RunID: r.in.RunID, State: state, Phase: phase}
+	note := activities.NoteRunInput{RunID: r.in.RunID, State: state, Phase: phase, Progress: r.progress()}
 	return workflow.ExecuteActivity(quick(ctx), runs.NoteRun, note).Get(ctx, nil)
 }
 
@@ -599,9 +622,6 @@ func (r *rollout) note(ctx workflow.Context, state registry.RunState, phase stri
 func (r *rollout) enter(ctx workflow.Context, phase string) {
 	r.phase = phase
 	text := fmt.Sprintf("**%s** version %d, %s: %s", r.in.Model, r.in.Candidate, r.in.Plan.Strategy, phase)
-	if r.Paused {
-		text += " (paused)"
-	}
 	if j := r.Judgement; j != nil {
 		text += fmt.Sprintf("\n\n%s: %s\n\n| | stable | candidate |\n|---|---|---|\n| requests | %d | %d |\n| errors | %d | %d |\n| p99 ms | %.1f | %.1f |\n\ne-value of errors %.3g of %.3g",
 			j.Verdict, j.Reason, j.Stable.Requests, j.Candidate.Requests, j.Stable.Errors, j.Candidate.Errors, j.StableP99, j.CandidateP99, j.ErrorE, j.ErrorLimit)

@@ -431,6 +431,10 @@ func TestRollout_MockedActivities_WhenTheTimeIsUp(t *testing.T) {
 		out := w.run(t)
 		require.Contains(t, w.notes[0].Phase, "waiting for a decision")
 		require.Equal(t, registry.RunWaiting, w.notes[0].State)
+		if len(w.notes) > 1 { // it went on
+			require.Equal(t, "step 1 of 2: 10 %", w.notes[1].Phase)
+			require.Equal(t, registry.RunRunning, w.notes[1].State)
+		}
 		return out.Outcome
 	}
 	pass := func(w *world) {
@@ -513,6 +517,18 @@ func TestRollout_MockedActivities_Windows(t *testing.T) {
 	w.env.RegisterDelayedCallback(func() { w.gate = activities.Gate{Opens: w.env.Now().Add(3 * time.Hour), Why: "frozen"} }, 100*time.Minute)
 	require.Equal(t, registry.Promoted, w.run(t).Outcome)
 	require.False(t, w.env.Now().Before(w.gate.Opens), "the freeze came while it baked, and held the promotion")
+}
+
+// Who looks at the run sees that it is paused, and that it goes on.
+func TestRollout_MockedActivities_ThePauseIsShown(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	w.say(workflows.PauseUpdate, 5*time.Minute, workflows.Decision{})
+	w.say(workflows.ResumeUpdate, 10*time.Minute, workflows.Decision{})
+	require.Equal(t, registry.Promoted, w.run(t).Outcome)
+	require.Len(t, w.notes, 2)
+	require.Equal(t, activities.NoteRunInput{RunID: "r", State: registry.RunWaiting, Phase: "step 1 of 2: 10 % (paused)", Progress: 0.25}, w.notes[0])
+	require.Equal(t, activities.NoteRunInput{RunID: "r", State: registry.RunRunning, Phase: "step 1 of 2: 10 %", Progress: 0.25}, w.notes[1])
 }
 
 // A route that somebody else changed is not fought: the compensation's compare-and-set loses, and the run says so.

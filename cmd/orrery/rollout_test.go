@@ -248,7 +248,7 @@ func TestRollout_ContinuesAsNew(t *testing.T) {
 		require.NoError(t, c.say(run.Id, "resume", client.Decision{}))
 	}
 	require.NoError(t, c.say(run.Id, "extend", client.Decision{Seconds: new(int64(60))}))
-	require.Equal(t, "step 1 of 2: 20 %", c.run(run.Id).Phase)
+	require.Eventually(t, func() bool { return c.run(run.Id).Phase == "step 1 of 2: 20 %" }, 20*time.Second, 20*time.Millisecond, "no longer paused")
 	require.Equal(t, 2000, c.route("m").Arms[1].Weight)
 	_, err := decode[client.Run](c.api(0).StartRollout(t.Context(), "m", nil, canary(2, 1)))
 	require.ErrorContains(t, err, run.Id, "it is still the only one")
