@@ -165,8 +165,8 @@ func TestJudge_LookingAgainChangesNothing(t *testing.T) {
 	}
 	for _, arm := range []monitor.ArmCount{c.Tallies[2].Candidate, c.Tallies[2].Stable} {
 		require.Positive(t, arm.Requests)
-		require.EqualValues(t, arm.Requests, arm.Latency[80])
-		require.EqualValues(t, arm.Requests, arm.VoteLatency[80])
+		require.Equal(t, arm.Requests, arm.Latency[80])
+		require.Equal(t, arm.Requests, arm.VoteLatency[80])
 	}
 }
 
@@ -210,6 +210,18 @@ func TestJudge_AWorkerThatDiesTwiceOnACandidate(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, monitor.Rollback, j.Verdict)
 	require.Contains(t, j.Reason, "2 workers died while they ran it")
+}
+
+// A policy that plans nothing by itself is refused when it is set, not at three in the morning.
+func TestPlanRollout_OfThePolicyAlone(t *testing.T) {
+	t.Parallel()
+	for _, s := range registry.Strategies {
+		p := registry.DefaultRolloutPolicy()
+		p.Strategy = s
+		_, err := PlanRollout(p, RolloutRequest{})
+		planless := s == registry.AB || s == registry.Linear // they need what a policy does not have
+		require.Equal(t, planless, err != nil, "%s: %v", s, err)
+	}
 }
 
 // Labels that come later decide too: the candidate's answers are further from the truth.

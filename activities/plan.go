@@ -45,7 +45,6 @@ type Experiment struct {
 // RolloutRequest is what somebody asks for; nil and empty fields are the model's policy.
 type RolloutRequest struct {
 	Strategy        registry.Strategy
-	Candidate       int
 	Steps           []float64 // percents
 	StepPercent     float64   // linear
 	SharePercent    float64   // shadow; 0 = 100

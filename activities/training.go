@@ -467,7 +467,6 @@ func (a *Data) lossOf(ctx context.Context, v registry.Version, rows [][]float64,
 // PlanChallengerInput asks for the plan of a challenger's roll-out.
 type PlanChallengerInput struct {
 	Model           string `json:"model"`
-	Version         int    `json:"version"`
 	RequireApproval bool   `json:"require_approval"`
 }
 
@@ -486,7 +485,7 @@ func (a *Training) PlanChallenger(ctx context.Context, in PlanChallengerInput) (
 	if err != nil {
 		return RolloutPlan{}, Fault(err)
 	}
-	r := RolloutRequest{Candidate: in.Version, RequireApproval: in.RequireApproval, Judge: []byte(`{"output_margin": 1}`)}
+	r := RolloutRequest{RequireApproval: in.RequireApproval, Judge: []byte(`{"output_margin": 1}`)}
 	defaults := registry.DefaultRolloutPolicy()
 	if m.Rollout.Strategy == defaults.Strategy && slices.Equal(m.Rollout.Steps, defaults.Steps) && m.Rollout.BakeRequests == 0 {
 		none, requests, most, watch := int64(0), int64(challengerRequests), int64(challengerMaxBake), int64(challengerWatch)

@@ -12,12 +12,12 @@ import (
 	"github.com/orrery-ml/orrery/workflows"
 )
 
-// mergeRollout lays a roll-out policy's fields over the present ones, and looks at its thresholds.
+// mergeRollout lays a roll-out policy's fields over the present ones. The policy must make a plan by itself.
 func mergeRollout(raw *json.RawMessage, into *registry.RolloutPolicy) error {
 	if err := merge("rollout", raw, into); err != nil {
 		return err
 	}
-	_, err := workflows.PlanRollout(*into, workflows.RolloutRequest{Strategy: registry.AllAtOnce})
+	_, err := workflows.PlanRollout(*into, workflows.RolloutRequest{})
 	return err
 }
 
@@ -29,7 +29,7 @@ func (s *Server) StartRollout(ctx context.Context, r StartRolloutRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	request, err := rolloutRequest(*r.Body)
+	request, candidate, err := rolloutRequest(*r.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +38,7 @@ func (s *Server) StartRollout(ctx context.Context, r StartRolloutRequestObject) 
 		return nil, err
 	}
 	in := workflows.RolloutInput{
-		RunID: newRunID(), Model: r.Model, Candidate: request.Candidate, Plan: plan, Actor: actor(ctx), Reason: value(r.Body.Reason),
+		RunID: newRunID(), Model: r.Model, Candidate: candidate, Plan: plan, Actor: actor(ctx), Reason: value(r.Body.Reason),
 		ContinueAfter: s.config.ContinueAfter,
 	}
 	if _, err := s.store.Version(ctx, r.Model, in.Candidate); err != nil {
@@ -95,14 +95,16 @@ func (s *Server) supersede(ctx context.Context, run registry.Run) (registry.Run,
 	}
 }
 
-// rolloutRequest reads the body; what it leaves out is the model's policy.
-func rolloutRequest(b NewRollout) (workflows.RolloutRequest, error) {
-	r := workflows.RolloutRequest{
+// rolloutRequest reads the body; what it leaves out is the model's policy. The candidate of an experiment is its first
+// variant.
+func rolloutRequest(b NewRollout) (r workflows.RolloutRequest, candidate int, err error) {
+	r = workflows.RolloutRequest{
 		Strategy: registry.Strategy(value(b.Strategy)), StepPercent: float64(value(b.StepPercent)), SharePercent: float64(value(b.SharePercent)),
 		Promote: b.Promote, BakeSeconds: b.BakeSeconds, BakeRequests: b.BakeRequests, MaxBakeSeconds: b.MaxBakeSeconds,
 		WatchSeconds: b.WatchSeconds, ApprovalSeconds: b.ApprovalSeconds, RequireApproval: value(b.RequireApproval),
-		OnInconclusive: registry.OnInconclusive(value(b.OnInconclusive)), Urgent: value(b.Urgent), Candidate: value(b.Version),
+		OnInconclusive: registry.OnInconclusive(value(b.OnInconclusive)), Urgent: value(b.Urgent),
 	}
+	candidate = value(b.Version)
 	if b.Judge != nil {
 		r.Judge = *b.Judge
 	}
@@ -122,21 +124,21 @@ func rolloutRequest(b NewRollout) (workflows.RolloutRequest, error) {
 	}
 	switch {
 	case r.Strategy == registry.AB && b.Experiment == nil:
-		return r, registry.Errorf(registry.Invalid, "strategy ab needs an experiment with its variants")
+		return r, 0, registry.Errorf(registry.Invalid, "strategy ab needs an experiment with its variants")
 	case r.Strategy != registry.AB && b.Experiment != nil:
-		return r, registry.Errorf(registry.Invalid, "an experiment needs the strategy ab")
+		return r, 0, registry.Errorf(registry.Invalid, "an experiment needs the strategy ab")
 	case r.Strategy == registry.AB && len(r.Variants) > 0:
-		if r.Candidate != 0 && r.Candidate != r.Variants[0].Version {
-			return r, registry.Errorf(registry.Invalid, "version %d: an experiment names its versions as variants", r.Candidate)
+		if candidate != 0 && candidate != r.Variants[0].Version {
+			return r, 0, registry.Errorf(registry.Invalid, "version %d: an experiment names its versions as variants", candidate)
 		}
-		r.Candidate = r.Variants[0].Version
-	case r.Candidate < 1:
-		return r, registry.Errorf(registry.Invalid, "name the version to roll out, a number from 1")
+		candidate = r.Variants[0].Version
+	case candidate < 1:
+		return r, 0, registry.Errorf(registry.Invalid, "name the version to roll out, a number from 1")
 	}
 	if c := value(b.OnConflict); c != "" && c != "fail" && c != "supersede" {
-		return r, registry.Errorf(registry.Invalid, "on_conflict %q: want fail or supersede", c)
+		return r, 0, registry.Errorf(registry.Invalid, "on_conflict %q: want fail or supersede", c)
 	}
-	return r, nil
+	return r, candidate, nil
 }
 
 // maxFeedback bounds one request.

@@ -128,7 +128,7 @@ func offer(ctx workflow.Context, id string, in RetrainInput, version int, why st
 		RunID: id + "-rollout", Model: in.Model, Candidate: version, Actor: "run/" + id, Reason: why, ContinueAfter: ContinueAfter,
 	}
 	if err := workflow.ExecuteActivity(quick(ctx), training.PlanChallenger, activities.PlanChallengerInput{
-		Model: in.Model, Version: version, RequireApproval: in.Policy.RequireApproval,
+		Model: in.Model, RequireApproval: in.Policy.RequireApproval,
 	}).Get(ctx, &rollout.Plan); err != nil {
 		return RetrainResult{Version: version}, err
 	}

@@ -324,9 +324,7 @@ func (r *rollout) bake(ctx workflow.Context, s stage) error {
 			r.Winner = j.Winner
 			return nil
 		case j.Verdict == monitor.Inconclusive:
-			if err := r.inconclusive(ctx, *j); err != nil {
-				return err
-			}
+			r.inconclusive(*j)
 		case r.in.Plan.Experiment != nil && r.in.Plan.Experiment.Bandit && !r.Paused && r.Held == "":
 			if err := r.allocate(ctx); err != nil {
 				return err
@@ -403,18 +401,16 @@ func (r *rollout) look(ctx workflow.Context, waits bool, slice int64) (*monitor.
 }
 
 // inconclusive does what the policy says when the time is up.
-func (r *rollout) inconclusive(ctx workflow.Context, j monitor.Judgement) error {
+func (r *rollout) inconclusive(j monitor.Judgement) {
 	switch {
 	case r.in.Plan.OnInconclusive == registry.HoldThen:
 		r.Held = j.Reason
-		return nil
 	case r.in.Plan.OnInconclusive == registry.ExtendThen && !r.Extended:
 		r.Extended = true
 		r.Extra += r.in.Plan.MaxBakeSeconds
-		return nil
+	default:
+		r.conclude(registry.Inconclusive, j.Reason)
 	}
-	r.conclude(registry.Inconclusive, j.Reason)
-	return nil
 }
 
 // allocate gives the arms of a bandit new weights.
