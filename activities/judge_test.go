@@ -64,7 +64,7 @@ func (b *bench) flush(gateway string, second int, alive bool) {
 		require.NoError(b.t, b.store.PutLease(b.t.Context(), registry.Lease{ID: gateway, Kind: registry.GatewayLease, Expires: time.Now().Add(time.Hour)}))
 	}
 	stratum := func(version int, role registry.Role, n int64) registry.Stratum {
-		return registry.Stratum{Gateway: gateway, Model: "m", Revision: 2, Version: version, Role: role, Start: at, Requests: n, Votes: n, Latency: registry.LatencyCounts{80: n}}
+		return registry.Stratum{Gateway: gateway, Model: "m", Revision: 2, Version: version, Role: role, Start: at, Requests: n, Votes: n, Latency: registry.LatencyCounts{80: n}, Detail: registry.StratumDetail{Callers: n}}
 	}
 	require.NoError(b.t, b.store.FlushStrata(b.t.Context(), gateway, []registry.Stratum{
 		stratum(1, registry.Stable, 9), stratum(2, registry.Candidate, 1),
@@ -101,7 +101,7 @@ func TestLook_FoldsEachStratumOnceWhenItsWindowIsOver(t *testing.T) {
 		require.EqualValues(t, 5, all)
 	}
 	require.EqualValues(t, 45, c.Tallies[2].Stable.Requests)
-	require.InDelta(t, 0.1, c.Tallies[2].Splits[2].Share+0.1, 0.11)
+	require.Equal(t, monitor.Split{Share: 0.1, Stable: 45, Candidate: 5}, c.Tallies[2].Splits[2], "by the route's own weights")
 
 	// A restart in the middle of the next window: whoever goes on reads the stored tally.
 	require.NoError(t, b.a.writeComparison(t.Context(), "r", c))
@@ -168,6 +168,13 @@ func TestJudge_LookingAgainChangesNothing(t *testing.T) {
 		require.Equal(t, arm.Requests, arm.Latency[80])
 		require.Equal(t, arm.Requests, arm.VoteLatency[80])
 	}
+}
+
+// A day's bake is a few hundred events of its workflow's history (Argo Rollouts #1107: analysis runs created endlessly).
+func TestBake_ADayIsAFewHundredEvents(t *testing.T) {
+	t.Parallel()
+	const eventsOfASlice = 6 // an activity and a workflow task, scheduled, started and completed
+	require.Less(t, int(24*time.Hour/bakeSlice)*eventsOfASlice, 1000)
 }
 
 func TestJudge_GuardrailsDoNotWaitForAWindow(t *testing.T) {

@@ -150,10 +150,7 @@ func ReadRecords(ctx context.Context, o registry.Objects, key string, names []st
 	if err != nil {
 		return err
 	}
-	at := map[string]int{}
-	for i, path := range file.Schema().Columns() {
-		at[path[0]] = i
-	}
+	at := columnsOf(file)
 	columns := make([]int, len(names))
 	for i, name := range names {
 		c, ok := at["f_"+name]
@@ -173,10 +170,7 @@ func ReadOutputs(ctx context.Context, o registry.Objects, key string, f func(id 
 	if err != nil {
 		return err
 	}
-	at := map[string]int{}
-	for i, path := range file.Schema().Columns() {
-		at[path[0]] = i
-	}
+	at := columnsOf(file)
 	var columns []int
 	for i := 0; ; i++ {
 		c, ok := at[fmt.Sprintf("o_%d", i)]
@@ -213,13 +207,19 @@ func ReadLabels(ctx context.Context, o registry.Objects, key string, into map[st
 	if err != nil {
 		return err
 	}
+	at := columnsOf(file)
+	return eachRow(file, func(row parquet.Row) {
+		into[string(row[at[idColumn]].ByteArray())] = row[at["label"]].Double()
+	})
+}
+
+// columnsOf returns where each column stands.
+func columnsOf(file *parquet.File) map[string]int {
 	at := map[string]int{}
 	for i, path := range file.Schema().Columns() {
 		at[path[0]] = i
 	}
-	return eachRow(file, func(row parquet.Row) {
-		into[string(row[at[idColumn]].ByteArray())] = row[at["label"]].Double()
-	})
+	return at
 }
 
 func readParquet(ctx context.Context, o registry.Objects, key string) (*parquet.File, error) {
