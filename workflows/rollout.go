@@ -311,8 +311,10 @@ func (r *rollout) bake(ctx workflow.Context, s stage) error {
 		if err := r.continueAsNew(ctx); err != nil {
 			return err
 		}
-		if err := r.showWaiting(ctx, s); err != nil {
+		if shown, err := r.showWaiting(ctx, s); err != nil {
 			return err
+		} else if shown { // people may have decided meanwhile
+			continue
 		}
 		j, err := r.look(ctx, r.Paused || r.Held != "", 0)
 		if err != nil {
@@ -334,20 +336,20 @@ func (r *rollout) bake(ctx workflow.Context, s stage) error {
 	return nil
 }
 
-// showWaiting lets the run say that it is paused or held, and that it goes on.
-func (r *rollout) showWaiting(ctx workflow.Context, s stage) error {
+// showWaiting lets the run say that it is paused or held, and that it goes on, unless it says so already.
+func (r *rollout) showWaiting(ctx workflow.Context, s stage) (shown bool, err error) {
 	waits := r.Paused || r.Held != ""
 	if waits == r.Waiting || workflow.GetVersion(ctx, "show-waiting", workflow.DefaultVersion, 1) == workflow.DefaultVersion {
-		return nil
+		return false, nil
 	}
 	r.Waiting = waits
 	switch {
 	case r.Held != "":
-		return r.note(ctx, registry.RunWaiting, phaseHeld+": "+r.Held)
+		return true, r.note(ctx, registry.RunWaiting, phaseHeld+": "+r.Held)
 	case r.Paused:
-		return r.note(ctx, registry.RunWaiting, s.phase+" (paused)")
+		return true, r.note(ctx, registry.RunWaiting, s.phase+" (paused)")
 	}
-	return r.note(ctx, registry.RunRunning, s.phase)
+	return true, r.note(ctx, registry.RunRunning, s.phase)
 }
 
 // forever is longer than any roll-out.

@@ -46,6 +46,7 @@ type world struct {
 const (
 	shiftTakes = time.Minute
 	bakeTakes  = time.Hour
+	noteTakes  = time.Second
 )
 
 // newWorld makes a world in which version 1 is stable and version 2 the candidate of two steps.
@@ -71,7 +72,7 @@ func newWorld() *world {
 	w.env.OnActivity(traffic.Allocate, mock.Anything, mock.Anything).Return(w.allocate)
 	w.env.OnActivity(traffic.HoldVersion, mock.Anything, mock.Anything).Return(nil)
 	w.env.OnActivity(runs.BeginRun, mock.Anything, mock.Anything).Return(func(_ context.Context, in activities.BeginRunInput) error { w.watch = &in; return nil })
-	w.env.OnActivity(runs.NoteRun, mock.Anything, mock.Anything).Return(func(_ context.Context, in activities.NoteRunInput) error { w.notes = append(w.notes, in); return nil })
+	w.env.OnActivity(runs.NoteRun, mock.Anything, mock.Anything).After(noteTakes).Return(func(_ context.Context, in activities.NoteRunInput) error { w.notes = append(w.notes, in); return nil })
 	w.env.OnActivity(runs.EndRun, mock.Anything, mock.Anything).Return(func(_ context.Context, in activities.EndRunInput) error {
 		if in.RunID == "r" {
 			w.ended = in
@@ -529,6 +530,22 @@ func TestRollout_MockedActivities_ThePauseIsShown(t *testing.T) {
 	require.Len(t, w.notes, 2)
 	require.Equal(t, activities.NoteRunInput{RunID: "r", State: registry.RunWaiting, Phase: "step 1 of 2: 10 % (paused)", Progress: 0.25}, w.notes[0])
 	require.Equal(t, activities.NoteRunInput{RunID: "r", State: registry.RunRunning, Phase: "step 1 of 2: 10 %", Progress: 0.25}, w.notes[1])
+}
+
+// What a person says while the run is told that it is paused holds too: no bake begins that nobody would wake.
+func TestRollout_MockedActivities_DecisionsWhileTheRunIsTold(t *testing.T) {
+	t.Parallel()
+	for action, want := range map[string]registry.Outcome{
+		workflows.PromoteNowUpdate: registry.Promoted, workflows.AbortUpdate: registry.Aborted,
+	} {
+		w := newWorld()
+		w.verdicts[9] = monitor.Continue
+		w.say(workflows.PauseUpdate, 5*time.Minute, workflows.Decision{})
+		w.say(action, 5*time.Minute+noteTakes/2, workflows.Decision{})
+		began := w.env.Now()
+		require.Equal(t, want, w.run(t).Outcome)
+		require.Less(t, w.env.Now().Sub(began), 10*time.Minute, action)
+	}
 }
 
 // A route that somebody else changed is not fought: the compensation's compare-and-set loses, and the run says so.

@@ -61,7 +61,7 @@ func tryCurrent(ctx context.Context, c client.Client, deployment string, force b
 		if current.BuildID == build.ID() {
 			return true, nil
 		}
-		if current.BuildID[:min(len(current.BuildID), stampLength)] > build.ID()[:stampLength] && !force {
+		if laterBuild(current.BuildID, build.ID()) && !force {
 			return false, nil
 		}
 	}
@@ -71,8 +71,12 @@ func tryCurrent(ctx context.Context, c client.Client, deployment string, force b
 	return err == nil, err
 }
 
-// stampLength is the length of the time at the start of a build's id.
-const stampLength = len("20060102T150405")
+// laterBuild says whether one build's commit is later than another's. Builds of the same commit, and builds that do not
+// know theirs, are none later than the other: who starts last becomes current.
+func laterBuild(one, other string) bool {
+	const stamp = len("20060102T150405")
+	return one[:min(len(one), stamp)] > other[:min(len(other), stamp)]
+}
 
 func (p *program) promoteCommand(o *orchestratorOptions) *cobra.Command {
 	return &cobra.Command{

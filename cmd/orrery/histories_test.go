@@ -92,5 +92,17 @@ func fetchHistory(t *testing.T, c client.Client, e *workflow.WorkflowExecutionIn
 			name += "-resumed"
 		}
 	}
-	return h, name
+	return h, name + versionsOf(h)
+}
+
+// versionsOf names the changes of the workflow (GetVersion) that a history went through.
+func versionsOf(h *history.History) (out string) {
+	for _, e := range h.GetEvents() {
+		m := e.GetMarkerRecordedEventAttributes()
+		var change string
+		if p := m.GetDetails()["change-id"].GetPayloads(); m.GetMarkerName() == "Version" && len(p) > 0 && json.Unmarshal(p[0].GetData(), &change) == nil {
+			out += "-" + change
+		}
+	}
+	return out
 }

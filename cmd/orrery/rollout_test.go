@@ -364,6 +364,15 @@ func TestRollout_SurvivesWhateverBreaks(t *testing.T) {
 	}
 }
 
+func TestLaterBuild(t *testing.T) {
+	t.Parallel()
+	const old, recent = "20261101T120000-aaaa", "20261125T040000-0000"
+	require.True(t, laterBuild(recent, old))
+	require.False(t, laterBuild(old, recent))
+	require.False(t, laterBuild(recent, "20261125T040000-ffff"), "another build of the same commit")
+	require.True(t, laterBuild(old, "00000000T000000-ffff"), "one that does not know its commit")
+}
+
 // Two builds of the orchestrator: the later one takes over the roll-out under way, and work goes to it only.
 func TestOrchestrator_ALaterBuildTakesOver(t *testing.T) {
 	t.Parallel()
