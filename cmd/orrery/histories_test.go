@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -96,13 +97,14 @@ func fetchHistory(t *testing.T, c client.Client, e *workflow.WorkflowExecutionIn
 }
 
 // versionsOf names the changes of the workflow (GetVersion) that a history went through.
-func versionsOf(h *history.History) (out string) {
+func versionsOf(h *history.History) string {
+	var out strings.Builder
 	for _, e := range h.GetEvents() {
 		m := e.GetMarkerRecordedEventAttributes()
 		var change string
 		if p := m.GetDetails()["change-id"].GetPayloads(); m.GetMarkerName() == "Version" && len(p) > 0 && json.Unmarshal(p[0].GetData(), &change) == nil {
-			out += "-" + change
+			out.WriteString("-" + change)
 		}
 	}
-	return out
+	return out.String()
 }
