@@ -96,7 +96,9 @@ func row(tag string, n int64, values ...float32) []engine.Tensor {
 
 // Every request gets exactly its own rows and its own requested outputs, whatever it was batched with.
 func TestModel_SplitsWhatItMerged(t *testing.T) {
-	m := engine.NewModel(engine.NewDevice(2), open(t, affine()), batched(16), nil)
+	c := batched(16)
+	c.MaxDelayMicros = 2000 // on a busy machine requests would come, and be answered, one by one
+	m := engine.NewModel(engine.NewDevice(2), open(t, affine()), c, nil)
 	var wg sync.WaitGroup
 	for g := range 16 {
 		wg.Go(func() {
