@@ -52,6 +52,7 @@ type EndRunInput struct {
 	Outcome registry.Outcome  `json:"outcome,omitempty"`
 	Message string            `json:"message"`
 	Result  *RunResult        `json:"result,omitempty"`
+	Began   *BeginRunInput    `json:"began,omitempty"` // a run that this one started: whoever sees the end finds it
 }
 
 // RunResult is what a run leaves behind; each kind of run fills its own fields.
@@ -69,6 +70,11 @@ type RunResult struct {
 
 // EndRun writes how a run ended; the first end stays.
 func (a *Runs) EndRun(ctx context.Context, in EndRunInput) error {
+	if in.Began != nil {
+		if err := a.BeginRun(ctx, *in.Began); err != nil {
+			return err
+		}
+	}
 	done, phase := 1.0, "ended"
 	update := registry.RunUpdate{ID: in.RunID, State: in.State, Outcome: in.Outcome, Phase: &phase, Message: &in.Message, Progress: &done}
 	if in.Result != nil {

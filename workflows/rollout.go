@@ -111,8 +111,9 @@ type rollout struct {
 	policy    bool             // it changed
 	stop      registry.Outcome // set when a person or the judge ended it
 	message   string
-	interrupt workflow.CancelFunc // stops what runs
-	watching  bool                // what runs looks at traffic, which any decision may stop; a shift is only stopped by the end
+	watch     *activities.BeginRunInput // the watch that was started
+	interrupt workflow.CancelFunc       // stops what runs
+	watching  bool                      // what runs looks at traffic, which any decision may stop; a shift is only stopped by the end
 }
 
 // stage is one state of the route.
@@ -605,7 +606,12 @@ func (r *rollout) startWatch(ctx workflow.Context, version int, compared bool) e
 		RunID: r.in.RunID + "-watch", Model: r.in.Model, Version: version, Previous: previous, Revision: r.Revision,
 		Since: r.Since, Seconds: r.in.Plan.WatchSeconds, Compared: compared, Judge: r.Start.Judge, Actor: r.in.Actor,
 	}
-	return workflow.ExecuteChildWorkflow(child, WatchName, in).GetChildWorkflowExecution().Get(ctx, nil)
+	if err := workflow.ExecuteChildWorkflow(child, WatchName, in).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
+		return err
+	}
+	run := in.run()
+	r.watch = &run
+	return nil
 }
 
 // note marks the run and enters a phase.

@@ -31,13 +31,15 @@ func (r *rollout) end(ctx workflow.Context, failure error) (RolloutResult, error
 	var runs *activities.Runs
 	return out, workflow.ExecuteActivity(quick(last), runs.EndRun, activities.EndRunInput{
 		RunID: r.in.RunID, State: state, Outcome: r.stop, Message: r.message,
-		Result: &activities.RunResult{Revision: r.Revision, Warnings: r.Start.Warnings, Judgement: r.Judgement},
+		Result: &activities.RunResult{Revision: r.Revision, Warnings: r.Start.Warnings, Judgement: r.Judgement}, Began: r.watch,
 	}).Get(last, nil)
 }
 
 // explain finds the outcome of a roll-out that ended by an error.
 func (r *rollout) explain(failure error) {
 	switch {
+	case r.stop == registry.Promoted && failure != nil:
+		r.message += ", but nobody watches it: " + activities.Reason(failure)
 	case r.stop != "":
 	case temporal.IsCanceledError(failure):
 		r.stop, r.message = registry.Aborted, "cancelled in Temporal"

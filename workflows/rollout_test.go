@@ -267,6 +267,29 @@ func TestRollout_MockedActivities_Strategies(t *testing.T) {
 	}
 }
 
+// Whoever sees that a roll-out has ended finds its watch: the end tells the registry of it first.
+func TestRollout_MockedActivities_ItsEndTellsOfTheWatch(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	w.input.Plan.WatchSeconds = 60
+	require.Equal(t, registry.Promoted, w.run(t).Outcome)
+	require.NotNil(t, w.ended.Began)
+	require.Equal(t, "r-watch", w.ended.Began.Insert.ID)
+	require.Equal(t, w.watch, w.ended.Began, "the watch says the same of itself")
+
+	w = newWorld()
+	require.Equal(t, registry.Promoted, w.run(t).Outcome)
+	require.Nil(t, w.ended.Began, "the policy wants no watch")
+
+	w = newWorld()
+	w.input.Plan.WatchSeconds = 60
+	w.env.OnWorkflow(workflows.WatchName, mock.Anything, mock.Anything).Return(workflows.WatchResult{}, testsuite.ErrMockStartChildWorkflowFailed)
+	out := w.run(t)
+	require.Equal(t, registry.Promoted, out.Outcome)
+	require.Contains(t, out.Message, "nobody watches it")
+	require.Nil(t, w.ended.Began)
+}
+
 func experiment(w *world, winner int) {
 	w.winner = winner
 	w.input.Plan = activities.RolloutPlan{

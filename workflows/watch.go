@@ -32,6 +32,13 @@ type WatchInput struct {
 	Actor    string              `json:"actor"`
 }
 
+// run is the watch as the registry knows it.
+func (in WatchInput) run() activities.BeginRunInput {
+	return activities.BeginRunInput{RunID: in.RunID, Phase: "watching", Insert: &registry.Run{
+		ID: in.RunID, Kind: registry.KindWatch, Model: in.Model, Version: in.Version, WorkflowID: WatchID(in.Model, in.Revision), Actor: in.Actor,
+	}}
+}
+
 // WatchResult says how a watch came out: "" when nothing was wrong, ROLLED_BACK or SUPERSEDED.
 type WatchResult struct {
 	Outcome registry.Outcome `json:"outcome"`
@@ -46,8 +53,7 @@ const holdSlack = 10 * time.Minute
 func Watch(ctx workflow.Context, in WatchInput) (WatchResult, error) {
 	var runs *activities.Runs
 	var traffic *activities.Traffic
-	run := registry.Run{ID: in.RunID, Kind: registry.KindWatch, Model: in.Model, Version: in.Version, WorkflowID: WatchID(in.Model, in.Revision), Actor: in.Actor}
-	if err := workflow.ExecuteActivity(quick(ctx), runs.BeginRun, activities.BeginRunInput{RunID: in.RunID, Phase: "watching", Insert: &run}).Get(ctx, nil); err != nil {
+	if err := workflow.ExecuteActivity(quick(ctx), runs.BeginRun, in.run()).Get(ctx, nil); err != nil {
 		return WatchResult{}, err
 	}
 	hold := activities.HoldInput{RunID: in.RunID, Model: in.Model, Version: in.Previous, For: time.Duration(in.Seconds)*time.Second + holdSlack}
