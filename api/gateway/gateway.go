@@ -224,12 +224,19 @@ func (g *Gateway) followOnce(ctx context.Context) error {
 		if len(events) == 0 {
 			continue
 		}
-		changed := []string{""}
+		var changed []string
 		for _, e := range events {
-			if t, err = t.apply(e); err != nil {
+			next, other, err := t.apply(e)
+			if err != nil {
 				return err
 			}
-			changed = append(changed, e.Model)
+			if t = next; other {
+				changed = append(changed, e.Model)
+			}
+		}
+		if changed == nil { // nobody waits for it: the next renewal acknowledges it
+			g.table.Store(t)
+			continue
 		}
 		g.install(t, changed...)
 		g.acknowledge(ctx)

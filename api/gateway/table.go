@@ -70,34 +70,35 @@ func (t *table) snapshot() registry.Snapshot {
 	return s
 }
 
-// apply returns the table after an event. An event that is not the next one is a fault of the feed.
-func (t *table) apply(e registry.Event) (*table, error) {
+// apply returns the table after an event, and whether it serves otherwise than before. An event that is not the next
+// one is a fault of the feed.
+func (t *table) apply(e registry.Event) (next *table, changed bool, err error) {
 	if e.Number != t.position+1 {
-		return t, fmt.Errorf("event %d came after %d", e.Number, t.position)
+		return t, false, fmt.Errorf("event %d came after %d", e.Number, t.position)
 	}
-	next := &table{position: e.Number, models: maps.Clone(t.models)}
-	if err := next.change(e); err != nil {
-		return t, fmt.Errorf("event %d, %s: %w", e.Number, e.Type, err)
+	next = &table{position: e.Number, models: t.models}
+	if changed, err = next.change(e); err != nil {
+		return t, false, fmt.Errorf("event %d, %s: %w", e.Number, e.Type, err)
 	}
-	return next, nil
+	return next, changed, nil
 }
 
-func (t *table) change(e registry.Event) error {
+func (t *table) change(e registry.Event) (bool, error) {
 	m := t.models[e.Model]
 	switch e.Type {
 	case registry.ModelCreated:
 		if err := json.Unmarshal(e.Data, &m.model); err != nil {
-			return err
+			return false, err
 		}
 		m.route, m.aliases, m.versions = registry.Route{Model: e.Model}, map[string]int{}, map[int]registry.Version{}
 	case registry.ModelConfigured:
 		if err := json.Unmarshal(e.Data, &m.model); err != nil {
-			return err
+			return false, err
 		}
 	case registry.VersionReady:
 		var v registry.Version
 		if err := json.Unmarshal(e.Data, &v); err != nil {
-			return err
+			return false, err
 		}
 		m.versions = maps.Clone(m.versions)
 		m.versions[v.Number] = v
@@ -107,13 +108,13 @@ func (t *table) change(e registry.Event) error {
 	case registry.RouteChanged:
 		var r registry.Route
 		if err := json.Unmarshal(e.Data, &r); err != nil {
-			return err
+			return false, err
 		}
 		m.route = r
 	case registry.AliasMoved:
 		var move registry.AliasMove
 		if err := json.Unmarshal(e.Data, &move); err != nil {
-			return err
+			return false, err
 		}
 		m.aliases = maps.Clone(m.aliases)
 		m.aliases[move.Name] = move.To
@@ -123,15 +124,16 @@ func (t *table) change(e registry.Event) error {
 	case registry.HoldChanged:
 		var h registry.Hold
 		if err := json.Unmarshal(e.Data, &h); err != nil {
-			return err
+			return false, err
 		}
 		same := func(o registry.Hold) bool { return o.Holder == h.Holder && o.Version == h.Version }
 		m.holds = append(slices.DeleteFunc(slices.Clone(m.holds), same), h)
-	default:
-		return nil
+	default: // of runs, webhooks and the like
+		return false, nil
 	}
+	t.models = maps.Clone(t.models)
 	t.models[e.Model] = m
-	return nil
+	return true, nil
 }
 
 // unexpired drops the holds that have run out.

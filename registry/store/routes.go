@@ -148,12 +148,14 @@ func (s *Store) Route(ctx context.Context, model string) (registry.Route, error)
 
 // RouteHistory implements registry.Routes.
 func (s *Store) RouteHistory(ctx context.Context, model string, limit int) ([]registry.Route, error) {
-	if _, err := s.Model(ctx, model); err != nil {
-		return nil, err
-	}
 	var rows []routeRow
 	if err := s.read.WithContext(ctx).Where("model = ?", model).Order("revision DESC").Limit(limit).Find(&rows).Error; err != nil {
 		return nil, fault("read routes", err)
+	}
+	if len(rows) == 0 {
+		if _, err := s.Model(ctx, model); err != nil {
+			return nil, err
+		}
 	}
 	return convert(rows, routeRow.route)
 }

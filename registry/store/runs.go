@@ -22,41 +22,38 @@ func (s *Store) InsertRun(ctx context.Context, r registry.Run) (registry.Run, er
 }
 
 func (t *tx) insertRun(r registry.Run) (registry.Run, error) {
-	var row runRow
-	if err := t.Where("id = ?", r.ID).Limit(1).Find(&row).Error; err != nil {
-		return r, err
-	}
-	if row.ID != "" {
-		return row.run(), nil
-	}
-	if r.Lock != "" {
-		var holder runRow
-		if err := t.Where("lock = ?", r.Lock).Limit(1).Find(&holder).Error; err != nil {
-			return r, err
-		}
-		if holder.ID != "" {
-			return holder.run(), lockTaken(r, holder.ID)
-		}
-	}
-	row = runRow{
+	row := runRow{
 		ID: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowID: r.WorkflowID, Parent: r.Parent,
 		State: string(registry.RunPending), Phase: r.Phase, Input: string(r.Input), Actor: r.Actor, CreatedAt: micros(t.now),
 	}
 	if r.Lock != "" {
 		row.Lock = &r.Lock
 	}
-	if err := t.Create(&row).Error; errors.Is(err, gorm.ErrDuplicatedKey) {
-		return r, lockTaken(r, "inserted at the same moment")
-	} else if err != nil {
-		return r, err
+	create := t.Clauses(clause.OnConflict{DoNothing: true}).Create(&row)
+	if create.Error != nil {
+		return r, create.Error
+	}
+	if create.RowsAffected == 0 {
+		return t.presentRun(r)
 	}
 	made := row.run()
 	_, err := t.emit(registry.Event{Type: registry.RunChanged, Model: r.Model, Version: r.Version, Run: r.ID, Actor: r.Actor}, made)
 	return made, err
 }
 
-func lockTaken(r registry.Run, other string) error {
-	return registry.Errorf(registry.Conflict, "%s of %s is under way already: run %s", r.Kind, r.Model, other)
+// presentRun says why a run could not be inserted: it is there already, or another one holds its lock.
+func (t *tx) presentRun(r registry.Run) (registry.Run, error) {
+	var row runRow
+	if err := t.Where("id = ?", r.ID).Limit(1).Find(&row).Error; err != nil || row.ID != "" {
+		return row.run(), err
+	}
+	if err := t.Where("lock = ?", r.Lock).Limit(1).Find(&row).Error; err != nil {
+		return r, err
+	}
+	if row.ID == "" { // its holder ended at this moment
+		return t.insertRun(r)
+	}
+	return row.run(), registry.Errorf(registry.Conflict, "%s of %s is under way already: run %s", r.Kind, r.Model, row.ID)
 }
 
 // Run implements registry.Runs.

@@ -46,8 +46,12 @@ func (s *Store) change(ctx context.Context, op string, f func(*tx) error) error 
 // transaction ends, so f should do little after its first emit.
 func (t *tx) emit(e registry.Event, data any) (int64, error) {
 	var number int64
-	err := t.Raw("UPDATE counters SET value = value + 1 WHERE name = 'event' RETURNING value").Scan(&number).Error
-	if err != nil {
+	ring := "''"
+	if !t.emitted && t.Name() == "postgres" { // one ring for all events of a transaction
+		ring = "pg_notify('" + channel + "', '')::text"
+	}
+	take := t.Raw("UPDATE counters SET value = value + 1 WHERE name = 'event' RETURNING value, " + ring)
+	if err := take.Row().Scan(&number, new(string)); err != nil {
 		return 0, err
 	}
 	if r, ok := data.(*registry.Route); ok {
@@ -59,11 +63,6 @@ func (t *tx) emit(e registry.Event, data any) (int64, error) {
 	}
 	if err := t.Create(&row).Error; err != nil {
 		return 0, err
-	}
-	if !t.emitted && t.Name() == "postgres" { // one ring for all events of a transaction
-		if err := t.Exec("SELECT pg_notify(?, '')", channel).Error; err != nil {
-			return 0, err
-		}
 	}
 	t.emitted = true
 	return number, nil
