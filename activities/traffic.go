@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	pollFirst   = time.Millisecond      // while waiting for gateways and workers; then half as long again each time
+	pollFirst   = time.Millisecond      // while waiting for gateways and workers; later a quarter of what was waited
 	pollLast    = 50 * time.Millisecond //
-	fleetFresh  = time.Millisecond      // leases read by one activity serve the others for as long
+	fleetFresh  = time.Millisecond / 2  // leases read by one activity serve the others for as long
 	fastestBake = 250 * time.Millisecond
 	slowestBake = 2 * time.Second
 	bakeSpacing = 4 * time.Millisecond // times the bakes under way
@@ -59,8 +59,9 @@ type leaseCache struct {
 	kind  registry.LeaseKind
 
 	mu    sync.Mutex
-	at    time.Time
-	fresh time.Duration // longer when workers hold many models, whose leases take long to read
+	at    time.Time     // of the last read
+	asked int           // since the last read
+	fresh time.Duration // how long the last read serves: longer when it was slow and many ask
 	known []registry.Lease
 }
 
@@ -68,13 +69,15 @@ func (c *leaseCache) get(ctx context.Context) ([]registry.Lease, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	began := time.Now()
+	c.asked++
 	if began.Sub(c.at) < c.fresh {
 		return c.known, nil
 	}
 	leases, err := c.store.Leases(ctx, c.kind, began)
 	if err == nil {
 		c.known, c.at = leases, time.Now()
-		c.fresh = min(max(fleetFresh, 2*c.at.Sub(began)), pollLast)
+		c.fresh = min(max(fleetFresh, time.Duration(c.asked)*c.at.Sub(began)/4), pollLast)
+		c.asked = 0
 	}
 	return leases, err
 }
@@ -178,7 +181,7 @@ func (a *Traffic) preflight(ctx context.Context, in PreflightInput) (PreflightRe
 	}
 	out := PreflightResult{Route: route, Judge: in.Plan.Judge, Began: time.Now().UTC()}
 	if !in.Plan.Urgent {
-		out.Gate.Opens, out.Gate.Why = model.Rollout.Open(out.Began)
+		out.Gate = gateOf(model, out.Began)
 	}
 	if out.Judge.MaxErrorRate == 0 {
 		out.Judge.MaxErrorRate = model.Config.ErrorRateLimit
@@ -272,9 +275,12 @@ func (a *Traffic) LookAtGate(ctx context.Context, model string) (Gate, error) {
 	if err != nil {
 		return Gate{}, Fault(err)
 	}
-	var g Gate
-	g.Opens, g.Why = m.Rollout.Open(time.Now())
-	return g, nil
+	return gateOf(m, time.Now()), nil
+}
+
+func gateOf(m registry.Model, now time.Time) (g Gate) {
+	g.Opens, g.Why = m.Rollout.Open(now)
+	return g
 }
 
 // ShiftInput is one change of a model's route, and what to wait for before and after.
@@ -315,9 +321,16 @@ func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult,
 }
 
 func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error) {
+	var model registry.Model
+	if in.Gated || len(in.Ready) > 0 {
+		var err error
+		if model, err = a.store.Model(ctx, in.Model); err != nil {
+			return ShiftResult{}, err
+		}
+	}
 	if in.Gated {
-		if gate, err := a.LookAtGate(ctx, in.Model); err != nil || !gate.Opens.IsZero() {
-			return ShiftResult{Gate: gate}, err
+		if gate := gateOf(model, time.Now()); !gate.Opens.IsZero() {
+			return ShiftResult{Gate: gate}, nil
 		}
 	}
 	if in.Hold != nil {
@@ -336,13 +349,13 @@ func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error)
 	if err != nil {
 		return ShiftResult{}, err
 	}
-	if err := a.awaitApplied(ctx, route.Event); err != nil {
-		return ShiftResult{}, err
-	}
-	for _, version := range in.Ready {
-		if err := a.awaitWarm(ctx, in.Model, version); err != nil {
+	for _, version := range in.Ready { // first, for it gives gateways the time that they need
+		if err := poll(ctx, func() (bool, error) { return a.isWarm(ctx, model, version) }); err != nil {
 			return ShiftResult{}, err
 		}
+	}
+	if err := a.awaitApplied(ctx, route.Event); err != nil {
+		return ShiftResult{}, err
 	}
 	return ShiftResult{Revision: route.Revision, At: route.At}, nil
 }
@@ -358,17 +371,8 @@ func (a *Traffic) awaitApplied(ctx context.Context, event int64) error {
 	})
 }
 
-// awaitWarm returns once the version is loaded on as many workers as the model's serving config asks for. It ends in
-// Precondition when a worker says that it cannot load it.
-func (a *Traffic) awaitWarm(ctx context.Context, model string, version int) error {
-	m, err := a.store.Model(ctx, model)
-	if err != nil {
-		return err
-	}
-	return poll(ctx, func() (bool, error) { return a.isWarm(ctx, m, version) })
-}
-
-// isWarm says whether a version is loaded on as many workers as the model asks for, of those that have its labels.
+// isWarm says whether a version is loaded on as many workers as the model's serving config asks for, of those that have
+// its labels. It ends in Precondition when a worker says that it cannot load it.
 func (a *Traffic) isWarm(ctx context.Context, m registry.Model, version int) (bool, error) {
 	leases, err := a.workers.get(ctx)
 	if err != nil {
@@ -399,7 +403,7 @@ func (a *Traffic) isWarm(ctx context.Context, m registry.Model, version int) (bo
 
 // poll calls ok until it says true, heartbeating.
 func poll(ctx context.Context, ok func() (bool, error)) error {
-	for wait := pollFirst; ; wait = min(wait+wait/2, pollLast) {
+	for began := time.Now(); ; {
 		done, err := ok()
 		if err != nil || done {
 			return err
@@ -408,7 +412,7 @@ func poll(ctx context.Context, ok func() (bool, error)) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(wait):
+		case <-time.After(min(max(time.Since(began)/4, pollFirst), pollLast)):
 		}
 	}
 }
