@@ -19,12 +19,9 @@ func (s *Store) SetRoute(ctx context.Context, c registry.RouteChange) (registry.
 		if err != nil {
 			return err
 		}
-		if done, err := t.routeOfChange(c); err != nil || done.Revision > 0 {
+		current, done, err := t.routesOf(owner, c)
+		if err != nil || done.Revision > 0 {
 			made = done
-			return err
-		}
-		current, err := currentRoute(t.DB, owner)
-		if err != nil {
 			return err
 		}
 		next, err := c.Next(current, t.now)
@@ -40,20 +37,30 @@ func (s *Store) SetRoute(ctx context.Context, c registry.RouteChange) (registry.
 	return made, err
 }
 
-// routeOfChange returns the route a change id already made, or the zero route.
-func (t *tx) routeOfChange(c registry.RouteChange) (registry.Route, error) {
-	var row routeRow
-	err := t.Where("change_id = ?", c.ChangeID).Take(&row).Error
-	if errors.Is(err, gorm.ErrRecordNotFound) {
-		return registry.Route{}, nil
+// routesOf returns a model's current route, and the one that the change id made already; a route that is not there is
+// the zero route.
+func (t *tx) routesOf(owner modelRow, c registry.RouteChange) (current, done registry.Route, err error) {
+	var rows []routeRow
+	if err := t.Where("change_id = ? OR (model = ? AND revision = ?)", c.ChangeID, owner.Name, owner.RouteRevision).Find(&rows).Error; err != nil {
+		return current, done, err
 	}
-	if err == nil && row.Model != c.Model {
-		err = registry.Errorf(registry.Conflict, "change %s was made to model %s", c.ChangeID, row.Model)
+	current.Model = owner.Name
+	for _, row := range rows {
+		route, err := row.route()
+		if err != nil {
+			return current, done, err
+		}
+		if row.ChangeID == c.ChangeID {
+			done = route
+		}
+		if row.Model == owner.Name && row.Revision == owner.RouteRevision {
+			current = route
+		}
 	}
-	if err != nil {
-		return registry.Route{}, err
+	if done.Revision > 0 && done.Model != c.Model {
+		return current, done, registry.Errorf(registry.Conflict, "change %s was made to model %s", c.ChangeID, done.Model)
 	}
-	return row.route()
+	return current, done, nil
 }
 
 // checkArms ends in NotFound or Precondition unless every version that is new in the route, or gets an alias, is READY.
@@ -82,56 +89,76 @@ func (t *tx) checkArms(next, current registry.Route, aliases map[string]int) err
 }
 
 func (t *tx) writeRoute(owner modelRow, current, next registry.Route, c registry.RouteChange) (registry.Route, error) {
-	moves := maps.Clone(c.Aliases)
-	if moves == nil {
-		moves = map[string]int{}
+	wanted := maps.Clone(c.Aliases)
+	if wanted == nil {
+		wanted = map[string]int{}
 	}
 	if next.StableVersion() != current.StableVersion() {
-		moves[registry.Champion] = next.StableVersion()
+		wanted[registry.Champion] = next.StableVersion()
 	}
-	_, err := t.emit(registry.Event{
-		Type: registry.RouteChanged, Model: c.Model, Version: next.StableVersion(), Run: c.By, Actor: c.Actor,
-	}, &next)
+	moves, err := t.aliasMoves(wanted, c)
+	if err != nil {
+		return next, err
+	}
+	said := news{registry.Event{Type: registry.RouteChanged, Model: c.Model, Version: next.StableVersion(), Run: c.By, Actor: c.Actor}, &next}
+	first, err := t.emitAll(append([]news{said}, newsOf(moves, c)...)...)
 	if err != nil {
 		return next, err
 	}
 	row := newRouteRow(next)
-	if err := errors.Join(t.Create(&row).Error, t.Model(&owner).Update("route_revision", next.Revision).Error); err != nil {
+	err = errors.Join(t.Create(&row).Error, t.Model(&owner).Update("route_revision", next.Revision).Error)
+	if err != nil {
 		return next, err
 	}
-	for _, name := range slices.Sorted(maps.Keys(moves)) {
-		if err := t.moveAlias(name, moves[name], c); err != nil {
-			return next, err
-		}
-	}
-	return next, nil
+	return next, t.moveAliases(moves, first+1)
 }
 
-func (t *tx) moveAlias(name string, to int, c registry.RouteChange) error {
-	var old aliasRow
-	if err := t.Where("model = ? AND name = ?", c.Model, name).Limit(1).Find(&old).Error; err != nil {
-		return err
+// aliasMoves returns the moves after which a model's aliases are where they are wanted, by name.
+func (t *tx) aliasMoves(wanted map[string]int, c registry.RouteChange) ([]registry.AliasMove, error) {
+	names := slices.Sorted(maps.Keys(wanted))
+	var rows []aliasRow
+	if len(names) > 0 {
+		if err := t.Where("model = ? AND name IN ?", c.Model, names).Find(&rows).Error; err != nil {
+			return nil, err
+		}
 	}
-	if old.Version == to {
-		return nil
+	present := map[string]int{}
+	for _, r := range rows {
+		present[r.Name] = r.Version
 	}
-	move := registry.AliasMove{Model: c.Model, Name: name, From: old.Version, To: to, At: t.now, Actor: c.Actor, Reason: c.Reason}
-	write := func() error {
-		return t.Save(&aliasRow{Model: c.Model, Name: name, Version: to, UpdatedAt: micros(t.now), Actor: c.Actor}).Error
+	var moves []registry.AliasMove
+	for _, name := range names {
+		if from, to := present[name], wanted[name]; from != to {
+			moves = append(moves, registry.AliasMove{Model: c.Model, Name: name, From: from, To: to, At: t.now, Actor: c.Actor, Reason: c.Reason})
+		}
 	}
-	if to == 0 {
-		write = func() error { return t.Delete(&old).Error }
+	return moves, nil
+}
+
+func newsOf(moves []registry.AliasMove, c registry.RouteChange) []news {
+	var out []news
+	for _, m := range moves {
+		out = append(out, news{registry.Event{Type: registry.AliasMoved, Model: m.Model, Version: m.To, Run: c.By, Actor: m.Actor}, m})
 	}
-	if err := write(); err != nil {
-		return err
+	return out
+}
+
+// moveAliases makes the moves, whose events have numbers from first on.
+func (t *tx) moveAliases(moves []registry.AliasMove, first int64) error {
+	for i, m := range moves {
+		alias := aliasRow{Model: m.Model, Name: m.Name, Version: m.To, UpdatedAt: micros(m.At), Actor: m.Actor}
+		write := t.Save
+		if m.To == 0 {
+			write = func(row any) *gorm.DB { return t.Delete(row) }
+		}
+		log := aliasMoveRow{
+			Event: first + int64(i), Model: m.Model, Name: m.Name, FromVersion: m.From, ToVersion: m.To, At: micros(m.At), Actor: m.Actor, Reason: m.Reason,
+		}
+		if err := errors.Join(write(&alias).Error, t.Create(&log).Error); err != nil {
+			return err
+		}
 	}
-	event, err := t.emit(registry.Event{Type: registry.AliasMoved, Model: c.Model, Version: to, Run: c.By, Actor: c.Actor}, move)
-	if err != nil {
-		return err
-	}
-	return t.Create(&aliasMoveRow{
-		Event: event, Model: c.Model, Name: name, FromVersion: old.Version, ToVersion: to, At: micros(t.now), Actor: c.Actor, Reason: c.Reason,
-	}).Error
+	return nil
 }
 
 // Route implements registry.Routes.
@@ -198,7 +225,16 @@ func (s *Store) SetAlias(ctx context.Context, c registry.AliasChange) error {
 		if err := t.checkArms(registry.Route{Model: c.Model}, registry.Route{}, map[string]int{c.Name: c.Version}); err != nil {
 			return err
 		}
-		return t.moveAlias(c.Name, c.Version, registry.RouteChange{Model: c.Model, Actor: c.Actor, Reason: c.Reason})
+		change := registry.RouteChange{Model: c.Model, Actor: c.Actor, Reason: c.Reason}
+		moves, err := t.aliasMoves(map[string]int{c.Name: c.Version}, change)
+		if err != nil || len(moves) == 0 {
+			return err
+		}
+		first, err := t.emitAll(newsOf(moves, change)...)
+		if err != nil {
+			return err
+		}
+		return t.moveAliases(moves, first)
 	})
 }
 

@@ -42,30 +42,44 @@ func (s *Store) change(ctx context.Context, op string, f func(*tx) error) error 
 	return nil
 }
 
+// news is an event and what it says.
+type news struct {
+	registry.Event
+
+	data any
+}
+
 // emit takes the next event number, writes the event and returns the number. The counter's row stays locked until the
 // transaction ends, so f should do little after its first emit.
 func (t *tx) emit(e registry.Event, data any) (int64, error) {
-	var number int64
+	return t.emitAll(news{e, data})
+}
+
+// emitAll is emit for several events at once; it returns the number of the first. A route is told its number.
+func (t *tx) emitAll(list ...news) (first int64, err error) {
 	ring := "''"
 	if !t.emitted && t.Name() == "postgres" { // one ring for all events of a transaction
 		ring = "pg_notify('" + channel + "', '')::text"
 	}
-	take := t.Raw("UPDATE counters SET value = value + 1 WHERE name = 'event' RETURNING value, " + ring)
-	if err := take.Row().Scan(&number, new(string)); err != nil {
+	var last int64
+	take := t.Raw("UPDATE counters SET value = value + ? WHERE name = 'event' RETURNING value, "+ring, len(list))
+	if err := take.Row().Scan(&last, new(string)); err != nil {
 		return 0, err
 	}
-	if r, ok := data.(*registry.Route); ok {
-		r.Event = number
-	}
-	row := eventRow{
-		Number: number, At: micros(t.now), Type: string(e.Type), Model: e.Model, Version: e.Version, Run: e.Run,
-		Actor: e.Actor, Data: encode(data),
-	}
-	if err := t.Create(&row).Error; err != nil {
-		return 0, err
+	first = last - int64(len(list)) + 1
+	rows := make([]eventRow, len(list))
+	for i, e := range list {
+		number := first + int64(i)
+		if r, ok := e.data.(*registry.Route); ok {
+			r.Event = number
+		}
+		rows[i] = eventRow{
+			Number: number, At: micros(t.now), Type: string(e.Type), Model: e.Model, Version: e.Version, Run: e.Run,
+			Actor: e.Actor, Data: encode(e.data),
+		}
 	}
 	t.emitted = true
-	return number, nil
+	return first, t.Create(&rows).Error
 }
 
 // lockModel reads a model's row and keeps others from changing it until the transaction ends.
