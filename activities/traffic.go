@@ -401,18 +401,22 @@ func (a *Traffic) isWarm(ctx context.Context, m registry.Model, version int) (bo
 	return warm >= need && need > 0, nil
 }
 
-// poll calls ok until it says true, heartbeating.
+// poll calls ok until it says true. It heartbeats when that takes longer than usual, for a heartbeat is a write that the
+// activity's result waits for.
 func poll(ctx context.Context, ok func() (bool, error)) error {
 	for began := time.Now(); ; {
 		done, err := ok()
 		if err != nil || done {
 			return err
 		}
-		activity.RecordHeartbeat(ctx)
+		waited := time.Since(began)
+		if waited > time.Second {
+			activity.RecordHeartbeat(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(min(max(time.Since(began)/4, pollFirst), pollLast)):
+		case <-time.After(min(max(waited/4, pollFirst), pollLast)):
 		}
 	}
 }
