@@ -25,6 +25,16 @@ const (
 	WebhookChanged  EventType = "webhook.changed"
 )
 
+// Served says whether an event of this type changes what gateways serve; those of runs, keys and webhooks do not.
+func (t EventType) Served() bool {
+	switch t {
+	case VersionCreated, VersionFailed, RunChanged, KeyChanged, WebhookChanged:
+		return false
+	case ModelCreated, ModelConfigured, VersionReady, VersionArchived, VersionDeleted, RouteChanged, AliasMoved, HoldChanged:
+	}
+	return true
+}
+
 // Event is one row of the append-only log that is audit trail, change feed and source of webhooks at once. Numbers
 // have no gaps a reader could skip: they are given out in the order transactions commit.
 type Event struct {

@@ -61,6 +61,8 @@ type Feed interface {
 	Events(ctx context.Context, after int64, limit int) ([]Event, error)
 	// Await returns once an event above after exists; the doorbell may also ring for nothing.
 	Await(ctx context.Context, after int64) error
+	// AwaitServed is Await for gateways: events that change nothing they serve may take a second to end it.
+	AwaitServed(ctx context.Context, after int64) error
 }
 
 // Fleet keeps leases and holds.

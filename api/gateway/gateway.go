@@ -214,7 +214,7 @@ func (g *Gateway) followOnce(ctx context.Context) error {
 	g.acknowledge(ctx)
 	for {
 		t := g.table.Load()
-		if err := g.store.Await(ctx, t.position); err != nil {
+		if err := g.store.AwaitServed(ctx, t.position); err != nil {
 			return fmt.Errorf("await events: %w", err)
 		}
 		events, err := g.store.Events(ctx, t.position, 1000)

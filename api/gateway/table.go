@@ -77,28 +77,32 @@ func (t *table) apply(e registry.Event) (next *table, changed bool, err error) {
 		return t, false, fmt.Errorf("event %d came after %d", e.Number, t.position)
 	}
 	next = &table{position: e.Number, models: t.models}
-	if changed, err = next.change(e); err != nil {
+	if !e.Type.Served() {
+		return next, false, nil
+	}
+	next.models = maps.Clone(t.models)
+	if err := next.change(e); err != nil {
 		return t, false, fmt.Errorf("event %d, %s: %w", e.Number, e.Type, err)
 	}
-	return next, changed, nil
+	return next, true, nil
 }
 
-func (t *table) change(e registry.Event) (bool, error) {
+func (t *table) change(e registry.Event) error {
 	m := t.models[e.Model]
 	switch e.Type {
 	case registry.ModelCreated:
 		if err := json.Unmarshal(e.Data, &m.model); err != nil {
-			return false, err
+			return err
 		}
 		m.route, m.aliases, m.versions = registry.Route{Model: e.Model}, map[string]int{}, map[int]registry.Version{}
 	case registry.ModelConfigured:
 		if err := json.Unmarshal(e.Data, &m.model); err != nil {
-			return false, err
+			return err
 		}
 	case registry.VersionReady:
 		var v registry.Version
 		if err := json.Unmarshal(e.Data, &v); err != nil {
-			return false, err
+			return err
 		}
 		m.versions = maps.Clone(m.versions)
 		m.versions[v.Number] = v
@@ -108,13 +112,13 @@ func (t *table) change(e registry.Event) (bool, error) {
 	case registry.RouteChanged:
 		var r registry.Route
 		if err := json.Unmarshal(e.Data, &r); err != nil {
-			return false, err
+			return err
 		}
 		m.route = r
 	case registry.AliasMoved:
 		var move registry.AliasMove
 		if err := json.Unmarshal(e.Data, &move); err != nil {
-			return false, err
+			return err
 		}
 		m.aliases = maps.Clone(m.aliases)
 		m.aliases[move.Name] = move.To
@@ -124,16 +128,14 @@ func (t *table) change(e registry.Event) (bool, error) {
 	case registry.HoldChanged:
 		var h registry.Hold
 		if err := json.Unmarshal(e.Data, &h); err != nil {
-			return false, err
+			return err
 		}
 		same := func(o registry.Hold) bool { return o.Holder == h.Holder && o.Version == h.Version }
 		m.holds = append(slices.DeleteFunc(slices.Clone(m.holds), same), h)
-	default: // of runs, webhooks and the like
-		return false, nil
+	case registry.VersionCreated, registry.VersionFailed, registry.RunChanged, registry.KeyChanged, registry.WebhookChanged: // not served
 	}
-	t.models = maps.Clone(t.models)
 	t.models[e.Model] = m
-	return true, nil
+	return nil
 }
 
 // unexpired drops the holds that have run out.

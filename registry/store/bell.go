@@ -8,8 +8,19 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// channel is the LISTEN/NOTIFY channel of the doorbell.
+// channel is the LISTEN/NOTIFY channel of the doorbells.
 const channel = "orrery_events"
+
+// unserved is what a notification says when nothing that gateways serve has changed.
+const unserved = "unserved"
+
+// ring wakes those who wait for events, and gateways when what they serve changed.
+func (s *Store) ring(served bool) {
+	s.bell.ring()
+	if served {
+		s.served.ring()
+	}
+}
 
 // bell wakes everybody who waits when rung.
 type bell struct {
@@ -32,8 +43,8 @@ func (b *bell) wait() <-chan struct{} {
 	return b.next
 }
 
-// listen rings the bell on every notification until ctx ends, and reconnects when the connection is lost. The bell is
-// a convenience: Await looks at the counter every s.poll anyway.
+// listen rings on every notification until ctx ends, and reconnects when the connection is lost. Bells are a
+// convenience: Await looks at the counter every s.poll anyway.
 func (s *Store) listen(ctx context.Context, dsn string) {
 	for ctx.Err() == nil {
 		s.listenOnce(ctx, dsn)
@@ -53,21 +64,30 @@ func (s *Store) listenOnce(ctx context.Context, dsn string) {
 	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
 		return
 	}
-	s.bell.ring()
+	s.ring(true)
 	for {
-		if _, err := conn.WaitForNotification(ctx); err != nil {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
 			return
 		}
-		s.bell.ring()
+		s.ring(n.Payload != unserved)
 	}
 }
 
-// Await returns once an event above after exists, or the bell rang, which it may do for nothing.
-func (s *Store) Await(ctx context.Context, after int64) error {
+// Await implements registry.Feed.
+func (s *Store) Await(ctx context.Context, after int64) error { return s.await(ctx, after, s.bell) }
+
+// AwaitServed implements registry.Feed.
+func (s *Store) AwaitServed(ctx context.Context, after int64) error {
+	return s.await(ctx, after, s.served)
+}
+
+// await returns once an event above after exists, or the bell rang, which it may do for nothing.
+func (s *Store) await(ctx context.Context, after int64, b *bell) error {
 	ticker := time.NewTicker(s.poll)
 	defer ticker.Stop()
 	for {
-		rung := s.bell.wait()
+		rung := b.wait()
 		var now int64
 		if err := s.read.WithContext(ctx).Raw("SELECT value FROM counters WHERE name = 'event'").Scan(&now).Error; err != nil {
 			return fault("read the event counter", err)

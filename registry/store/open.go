@@ -36,7 +36,8 @@ var migrations embed.FS
 type Store struct {
 	db     *gorm.DB // changes: BEGIN IMMEDIATE on SQLite
 	read   *gorm.DB
-	bell   *bell
+	bell   *bell         // every event
+	served *bell         // events that change what gateways serve
 	poll   time.Duration // how long Await trusts the bell
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -88,7 +89,7 @@ func openSQLite(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{db: db, read: read, bell: newBell(), poll: 15 * time.Millisecond, cancel: func() {}}, nil
+	return &Store{db: db, read: read, bell: newBell(), served: newBell(), poll: 15 * time.Millisecond, cancel: func() {}}, nil
 }
 
 func openPostgres(ctx context.Context, dsn string) (*Store, error) {
@@ -114,7 +115,7 @@ func openPostgres(ctx context.Context, dsn string) (*Store, error) {
 		return nil, errors.Join(err, pool.Close())
 	}
 	listening, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Store{db: db, read: db, bell: newBell(), poll: time.Second, cancel: cancel}
+	s := &Store{db: db, read: db, bell: newBell(), served: newBell(), poll: time.Second, cancel: cancel}
 	s.done.Go(func() { s.listen(listening, dsn) })
 	return s, nil
 }
@@ -192,7 +193,7 @@ func OpenAnyway(ctx context.Context, dsn string, log *slog.Logger) (*Store, erro
 		return nil, errors.Join(err, pool.Close())
 	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s = &Store{db: db, read: db, bell: newBell(), poll: time.Second, cancel: cancel}
+	s = &Store{db: db, read: db, bell: newBell(), served: newBell(), poll: time.Second, cancel: cancel}
 	s.done.Go(func() {
 		for background.Err() == nil {
 			if late, err := Open(background, dsn); err == nil {

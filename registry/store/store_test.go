@@ -272,6 +272,36 @@ func follow(ctx context.Context, t *testing.T, s *store.Store, position int64, w
 	}
 }
 
+// A gateway sleeps through what happens to runs, and wakes at once for a route.
+func TestStore_AwaitServed(t *testing.T) {
+	t.Parallel()
+	dsn := testenv.Postgres(t)
+	s, other := open(t, dsn), open(t, dsn)
+	seed(t, s, "m", 1)
+	snapshot, err := s.Snapshot(t.Context())
+	require.NoError(t, err)
+	woken := make(chan time.Time, 2)
+	await := func(f func(context.Context, int64) error) {
+		if err := f(t.Context(), snapshot.Position); err != nil {
+			t.Errorf("await: %v", err)
+		}
+		woken <- time.Now()
+	}
+	go await(other.AwaitServed)
+	time.Sleep(100 * time.Millisecond) // it waits
+	_, err = s.InsertRun(t.Context(), registry.Run{ID: "r", Kind: registry.KindRollout, Model: "m"})
+	require.NoError(t, err)
+	select {
+	case <-woken:
+		require.Fail(t, "woken by a run")
+	case <-time.After(200 * time.Millisecond):
+	}
+	changed := time.Now()
+	_, err = s.SetRoute(t.Context(), change("1", 0, registry.StableOnly(1)))
+	require.NoError(t, err)
+	require.Less(t, (<-woken).Sub(changed), 300*time.Millisecond)
+}
+
 func TestStore_Runs(t *testing.T) {
 	backends(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,21 +24,22 @@ type tx struct {
 	*gorm.DB
 
 	now     time.Time
-	emitted bool
+	emitted bool // an event
+	served  bool // an event that changes what gateways serve
 }
 
-// change runs f in a transaction and rings the bell when it emitted an event.
+// change runs f in a transaction and rings for the events that it emitted.
 func (s *Store) change(ctx context.Context, op string, f func(*tx) error) error {
 	t := &tx{}
 	err := s.db.WithContext(ctx).Transaction(func(db *gorm.DB) error {
-		t.DB, t.now, t.emitted = db, time.Now().UTC().Truncate(time.Microsecond), false
+		*t = tx{DB: db, now: time.Now().UTC().Truncate(time.Microsecond)}
 		return f(t)
 	})
 	if err != nil {
 		return fault(op, err)
 	}
 	if t.emitted {
-		s.bell.ring()
+		s.ring(t.served)
 	}
 	return nil
 }
@@ -57,9 +59,13 @@ func (t *tx) emit(e registry.Event, data any) (int64, error) {
 
 // emitAll is emit for several events at once; it returns the number of the first. A route is told its number.
 func (t *tx) emitAll(list ...news) (first int64, err error) {
-	ring := "''"
-	if !t.emitted && t.Name() == "postgres" { // one ring for all events of a transaction
-		ring = "pg_notify('" + channel + "', '')::text"
+	ring, served := "''", slices.ContainsFunc(list, func(n news) bool { return n.Type.Served() })
+	if (!t.emitted || served && !t.served) && t.Name() == "postgres" { // once for all events of a transaction
+		say := unserved
+		if served {
+			say = ""
+		}
+		ring = "pg_notify('" + channel + "', '" + say + "')::text"
 	}
 	var last int64
 	take := t.Raw("UPDATE counters SET value = value + ? WHERE name = 'event' RETURNING value, "+ring, len(list))
@@ -78,7 +84,7 @@ func (t *tx) emitAll(list ...news) (first int64, err error) {
 			Actor: e.Actor, Data: encode(e.data),
 		}
 	}
-	t.emitted = true
+	t.emitted, t.served = true, t.served || served
 	return first, t.Create(&rows).Error
 }
 
