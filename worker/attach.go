@@ -3,15 +3,17 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/orrery-ml/orrery/api/proto/attach"
 	"github.com/orrery-ml/orrery/registry"
@@ -90,46 +92,36 @@ func (a *attacher) attach(ctx context.Context) error {
 }
 
 func (a *attacher) receive(stream attach.AttachService_AttachClient) error {
-	known := map[key]decoded{}
+	assigned := map[key]held{}
 	for {
 		m, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		list := make([]held, 0, len(m.GetHeld()))
-		for _, v := range m.GetHeld() {
-			h, err := decodeOnce(known, v)
-			if err != nil {
-				a.log.Error("a held version does not decode", "server", a.server, "error", err)
-				continue
-			}
-			list = append(list, h)
+		if err := reassign(assigned, m); err != nil {
+			a.log.Error("a held version does not decode", "server", a.server, "error", err)
 		}
-		if len(known) > 2*len(list)+100 {
-			clear(known)
-		}
-		a.cache.hold(a.server, list)
+		a.cache.hold(a.server, slices.Collect(maps.Values(assigned)))
 		a.onHold()
 	}
 }
 
-// decoded is a held version as it came, and what it says.
-type decoded struct {
-	raw  *attach.HeldVersion
-	held held
-}
-
-// decodeOnce decodes what has changed since it came last.
-func decodeOnce(known map[key]decoded, v *attach.HeldVersion) (held, error) {
-	k := key{v.GetModel(), int(v.GetVersion())}
-	if d, ok := known[k]; ok && proto.Equal(d.raw, v) {
-		return d.held, nil
+// reassign applies what a server said to what it had said before. A version that does not decode is not held.
+func reassign(assigned map[key]held, m *attach.AttachResponse) error {
+	var errs []error
+	for _, v := range m.GetDropped() {
+		delete(assigned, key{v.GetModel(), int(v.GetVersion())})
 	}
-	h, err := decodeHeld(v)
-	if err == nil {
-		known[k] = decoded{v, h}
+	for _, v := range m.GetHeld() {
+		h, err := decodeHeld(v)
+		if err == nil {
+			assigned[h.key] = h
+			continue
+		}
+		delete(assigned, h.key)
+		errs = append(errs, fmt.Errorf("%s version %d: %w", h.model, h.version, err))
 	}
-	return h, err
+	return errors.Join(errs...)
 }
 
 func decodeHeld(v *attach.HeldVersion) (held, error) {

@@ -107,10 +107,11 @@ func newCache(ctx context.Context, c Config, runtime engine.Runtime, objects reg
 func (c *cache) hold(server string, list []held) {
 	c.mu.Lock()
 	c.wishes[server] = list
-	wanted := c.wanted()
+	wanted, news := c.wanted(), false
 	for k := range c.evicted {
 		if w, ok := wanted[k]; !ok || w.leased {
 			delete(c.evicted, k)
+			news = true
 		}
 	}
 	for k, e := range c.entries {
@@ -126,10 +127,13 @@ func (c *cache) hold(server string, list []held) {
 	for k, w := range wanted {
 		if _, ok := c.entries[k]; !ok && !c.evicted[k] {
 			c.entries[k] = c.start(w)
+			news = true
 		}
 	}
 	c.mu.Unlock()
-	c.changed()
+	if news { // what ends says so itself
+		c.changed()
+	}
 }
 
 // wanted joins the wishes of all servers; c.mu is held.

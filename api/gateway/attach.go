@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
@@ -132,9 +133,9 @@ func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, 
 	var encoded heldCache
 	for first := true; ; first = false {
 		list, position := g.assignment(w.id, &encoded)
-		// Encoded versions are kept, so equal pointers are equal versions.
-		if first || !slices.Equal(list, sent) {
-			if err := stream.Send(&attach.AttachResponse{Held: list, Position: position}); err != nil {
+		changed, dropped := changes(sent, list)
+		if first || len(changed)+len(dropped) > 0 {
+			if err := stream.Send(&attach.AttachResponse{Held: changed, Dropped: dropped, Position: position}); err != nil {
 				return err
 			}
 			sent = list
@@ -155,7 +156,39 @@ func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, 
 	}
 }
 
-// assignSpacing bounds how often a worker is told anew: with many models each telling is long.
+// changes tells one assignment from the one before it; both are in order. Encoded versions are kept, so equal pointers
+// are equal versions.
+func changes(before, after []*attach.HeldVersion) (changed []*attach.HeldVersion, dropped []*attach.VersionName) {
+	for len(before)+len(after) > 0 {
+		order := 0
+		switch {
+		case len(before) == 0:
+			order = 1
+		case len(after) == 0:
+			order = -1
+		default:
+			order = compareHeld(before[0], after[0])
+		}
+		if order < 0 {
+			dropped = append(dropped, &attach.VersionName{Model: before[0].GetModel(), Version: before[0].GetVersion()})
+		} else if order > 0 || before[0] != after[0] {
+			changed = append(changed, after[0])
+		}
+		if order <= 0 {
+			before = before[1:]
+		}
+		if order >= 0 {
+			after = after[1:]
+		}
+	}
+	return changed, dropped
+}
+
+func compareHeld(a, b *attach.HeldVersion) int {
+	return cmp.Or(strings.Compare(a.GetModel(), b.GetModel()), cmp.Compare(a.GetVersion(), b.GetVersion()))
+}
+
+// assignSpacing bounds how often a worker is told anew: with many models it takes long to work out what.
 const assignSpacing = 5 * time.Millisecond
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -222,12 +255,7 @@ func (g *Gateway) assignment(worker string, encoded *heldCache) (list []*attach.
 			list = append(list, h)
 		}
 	}
-	slices.SortFunc(list, func(a, b *attach.HeldVersion) int {
-		if c := strings.Compare(a.GetModel(), b.GetModel()); c != 0 {
-			return c
-		}
-		return int(a.GetVersion() - b.GetVersion())
-	})
+	slices.SortFunc(list, compareHeld)
 	return list, t.position
 }
 

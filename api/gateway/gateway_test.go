@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 
+	"github.com/orrery-ml/orrery/api/proto/attach"
 	"github.com/orrery-ml/orrery/api/proto/inference"
 	"github.com/orrery-ml/orrery/monitor"
 	"github.com/orrery-ml/orrery/registry"
@@ -250,6 +251,28 @@ func TestAnswerGapAndOutputKeys(t *testing.T) {
 	require.Empty(t, outputKeys(answer("BYTES", 200, 0, 0, 0, 'a')), "a lying length")
 	require.Len(t, outputKeys(answer("BOOL", 1, 0)), 2)
 	require.Empty(t, outputKeys(answer("FP64", 1, 2)), "too short")
+}
+
+func TestChanges_TellsAssignmentsApart(t *testing.T) {
+	t.Parallel()
+	held := func(model string, version int64) *attach.HeldVersion {
+		return &attach.HeldVersion{Model: model, Version: version}
+	}
+	a1, a2, b1, c9 := held("a", 1), held("a", 2), held("b", 1), held("c", 9)
+	changed, dropped := changes(nil, []*attach.HeldVersion{a1, b1})
+	require.Equal(t, []*attach.HeldVersion{a1, b1}, changed)
+	require.Empty(t, dropped)
+	changed, dropped = changes([]*attach.HeldVersion{a1, b1}, []*attach.HeldVersion{a1, b1})
+	require.Empty(t, changed)
+	require.Empty(t, dropped)
+	again := held("b", 1) // leased now, say
+	changed, dropped = changes([]*attach.HeldVersion{a1, b1}, []*attach.HeldVersion{a2, again, c9})
+	require.Equal(t, []*attach.HeldVersion{a2, again, c9}, changed)
+	require.Len(t, dropped, 1)
+	require.Equal(t, "a/1", fmt.Sprintf("%s/%d", dropped[0].GetModel(), dropped[0].GetVersion()))
+	changed, dropped = changes([]*attach.HeldVersion{a1, b1, c9}, nil)
+	require.Empty(t, changed)
+	require.Len(t, dropped, 3)
 }
 
 func TestTable_AppliesEventsInOrderOnly(t *testing.T) {

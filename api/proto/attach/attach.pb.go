@@ -105,13 +105,15 @@ func (x *AttachRequest) GetLeaving() bool {
 	return false
 }
 
-// AttachResponse is what a server says: the whole list of what to hold, on every change.
+// AttachResponse is what a server says: what to hold, in the first message of a stream all of it, then what changed.
 type AttachResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The versions to hold.
+	// The versions to hold that are new, or other than the stream said last.
 	Held []*HeldVersion `protobuf:"bytes,1,rep,name=held,proto3" json:"held,omitempty"`
-	// The event number the list is true at.
-	Position      int64 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
+	// The event number at which this is true.
+	Position int64 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
+	// The versions to hold no longer.
+	Dropped       []*VersionName `protobuf:"bytes,3,rep,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,6 +162,68 @@ func (x *AttachResponse) GetPosition() int64 {
 	return 0
 }
 
+func (x *AttachResponse) GetDropped() []*VersionName {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
+
+// VersionName names a version.
+type VersionName struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's name.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The version.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VersionName) Reset() {
+	*x = VersionName{}
+	mi := &file_attach_attach_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VersionName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VersionName) ProtoMessage() {}
+
+func (x *VersionName) ProtoReflect() protoreflect.Message {
+	mi := &file_attach_attach_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VersionName.ProtoReflect.Descriptor instead.
+func (*VersionName) Descriptor() ([]byte, []int) {
+	return file_attach_attach_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *VersionName) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *VersionName) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 // HeldVersion is a version a worker should hold.
 type HeldVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -183,7 +247,7 @@ type HeldVersion struct {
 
 func (x *HeldVersion) Reset() {
 	*x = HeldVersion{}
-	mi := &file_attach_attach_proto_msgTypes[2]
+	mi := &file_attach_attach_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -195,7 +259,7 @@ func (x *HeldVersion) String() string {
 func (*HeldVersion) ProtoMessage() {}
 
 func (x *HeldVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_attach_attach_proto_msgTypes[2]
+	mi := &file_attach_attach_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -208,7 +272,7 @@ func (x *HeldVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldVersion.ProtoReflect.Descriptor instead.
 func (*HeldVersion) Descriptor() ([]byte, []int) {
-	return file_attach_attach_proto_rawDescGZIP(), []int{2}
+	return file_attach_attach_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HeldVersion) GetModel() string {
@@ -270,10 +334,14 @@ const file_attach_attach_proto_rawDesc = "" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\fR\x05state\x12\x18\n" +
-	"\aleaving\x18\x05 \x01(\bR\aleaving\"_\n" +
+	"\aleaving\x18\x05 \x01(\bR\aleaving\"\x98\x01\n" +
 	"\x0eAttachResponse\x121\n" +
 	"\x04held\x18\x01 \x03(\v2\x1d.orrery.attach.v1.HeldVersionR\x04held\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\x03R\bposition\"\xbf\x01\n" +
+	"\bposition\x18\x02 \x01(\x03R\bposition\x127\n" +
+	"\adropped\x18\x03 \x03(\v2\x1d.orrery.attach.v1.VersionNameR\adropped\"=\n" +
+	"\vVersionName\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\xbf\x01\n" +
 	"\vHeldVersion\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x16\n" +
@@ -297,21 +365,23 @@ func file_attach_attach_proto_rawDescGZIP() []byte {
 	return file_attach_attach_proto_rawDescData
 }
 
-var file_attach_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_attach_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_attach_attach_proto_goTypes = []any{
 	(*AttachRequest)(nil),  // 0: orrery.attach.v1.AttachRequest
 	(*AttachResponse)(nil), // 1: orrery.attach.v1.AttachResponse
-	(*HeldVersion)(nil),    // 2: orrery.attach.v1.HeldVersion
+	(*VersionName)(nil),    // 2: orrery.attach.v1.VersionName
+	(*HeldVersion)(nil),    // 3: orrery.attach.v1.HeldVersion
 }
 var file_attach_attach_proto_depIdxs = []int32{
-	2, // 0: orrery.attach.v1.AttachResponse.held:type_name -> orrery.attach.v1.HeldVersion
-	0, // 1: orrery.attach.v1.AttachService.Attach:input_type -> orrery.attach.v1.AttachRequest
-	1, // 2: orrery.attach.v1.AttachService.Attach:output_type -> orrery.attach.v1.AttachResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 0: orrery.attach.v1.AttachResponse.held:type_name -> orrery.attach.v1.HeldVersion
+	2, // 1: orrery.attach.v1.AttachResponse.dropped:type_name -> orrery.attach.v1.VersionName
+	0, // 2: orrery.attach.v1.AttachService.Attach:input_type -> orrery.attach.v1.AttachRequest
+	1, // 3: orrery.attach.v1.AttachService.Attach:output_type -> orrery.attach.v1.AttachResponse
+	3, // [3:4] is the sub-list for method output_type
+	2, // [2:3] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_attach_attach_proto_init() }
@@ -325,7 +395,7 @@ func file_attach_attach_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_attach_attach_proto_rawDesc), len(file_attach_attach_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
