@@ -401,14 +401,10 @@ func (a *Traffic) isWarm(ctx context.Context, m registry.Model, version int) (bo
 	return warm >= need && need > 0, nil
 }
 
-// poll calls ok until it says true. It heartbeats when that takes longer than usual, for a heartbeat is a write that the
-// activity's result waits for.
+// poll calls ok until it says true, the first time after a moment. It heartbeats when that takes longer than usual, for a
+// heartbeat is a write that the activity's result waits for.
 func poll(ctx context.Context, ok func() (bool, error)) error {
 	for began := time.Now(); ; {
-		done, err := ok()
-		if err != nil || done {
-			return err
-		}
 		waited := time.Since(began)
 		if waited > time.Second {
 			activity.RecordHeartbeat(ctx)
@@ -417,6 +413,9 @@ func poll(ctx context.Context, ok func() (bool, error)) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(min(max(waited/4, pollFirst), pollLast)):
+		}
+		if done, err := ok(); err != nil || done {
+			return err
 		}
 	}
 }

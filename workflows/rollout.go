@@ -546,6 +546,10 @@ func (r *rollout) finish(ctx workflow.Context) error {
 			RunID: r.in.RunID + "-watch", Model: r.in.Model, Version: previous, For: time.Duration(r.in.Plan.WatchSeconds)*time.Second + holdSlack,
 		}
 	}
+	var ready []int
+	if previous == 0 { // else it was warm before it got any traffic
+		ready = []int{version}
+	}
 	last, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
 	var traffic *activities.Traffic
@@ -554,7 +558,7 @@ func (r *rollout) finish(ctx workflow.Context) error {
 		var done activities.ShiftResult
 		if err := workflow.ExecuteActivity(waiting(last), traffic.ShiftTraffic, activities.ShiftInput{
 			RunID: r.in.RunID, Step: "promote", Phase: phasePromote, Progress: 0.95, Model: r.in.Model, Expected: r.Revision,
-			Arms: arms, Salt: r.in.RunID, Actor: r.in.Actor, Reason: "promoted: " + r.in.Reason, Ready: []int{version}, Gated: !r.in.Plan.Urgent, Hold: hold,
+			Arms: arms, Salt: r.in.RunID, Actor: r.in.Actor, Reason: "promoted: " + r.in.Reason, Ready: ready, Gated: !r.in.Plan.Urgent, Hold: hold,
 		}).Get(last, &done); err != nil {
 			return err
 		}
