@@ -36,7 +36,7 @@ func (s *Store) Leases(ctx context.Context, kind registry.LeaseKind, after time.
 	if err := s.read.WithContext(ctx).Where("kind = ? AND expires > ?", string(kind), micros(after)).Order("node, id").Find(&rows).Error; err != nil {
 		return nil, fault("list leases", err)
 	}
-	return convert(rows, leaseRow.lease)
+	return convert(rows, func(r leaseRow) (registry.Lease, error) { return r.lease(&s.states) })
 }
 
 // SetHold implements registry.Fleet.

@@ -39,6 +39,7 @@ type Store struct {
 	bell   *bell         // every event
 	served *bell         // events that change what gateways serve
 	poll   time.Duration // how long Await trusts the bell
+	states workerStates
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"errors"
+	"sync"
 
 	"github.com/orrery-ml/orrery/registry"
 )
@@ -194,12 +195,41 @@ type leaseRow struct {
 
 func (leaseRow) TableName() string { return "leases" }
 
-func (r leaseRow) lease() (registry.Lease, error) {
+func (r leaseRow) lease(known *workerStates) (registry.Lease, error) {
 	l := registry.Lease{
 		ID: r.ID, Kind: registry.LeaseKind(r.Kind), Node: r.Node, Address: r.Address, Applied: r.Applied,
 		Sealed: fromMicros(r.Sealed), StartedAt: fromMicros(r.StartedAt), Expires: fromMicros(r.Expires),
 	}
-	return l, decode(r.Worker, &l.Worker)
+	var err error
+	l.Worker, err = known.decode(r.Worker)
+	return l, err
+}
+
+// workerStates keeps the states of workers as they were read last: those of workers with many models are long, are
+// read often and seldom change. Nobody changes a state that was read.
+type workerStates struct {
+	mu    sync.Mutex
+	known map[string]registry.WorkerState // by their JSON
+}
+
+// maxStates bounds the workers' states that are kept.
+const maxStates = 64
+
+func (w *workerStates) decode(raw string) (registry.WorkerState, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	state, ok := w.known[raw]
+	if ok {
+		return state, nil
+	}
+	if err := decode(raw, &state); err != nil {
+		return state, err
+	}
+	if w.known == nil || len(w.known) >= maxStates {
+		w.known = map[string]registry.WorkerState{}
+	}
+	w.known[raw] = state
+	return state, nil
 }
 
 type holdRow struct {
