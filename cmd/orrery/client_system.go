@@ -186,10 +186,8 @@ func settledLeases(ctx context.Context, api *client.Client, position int64) ([]c
 		if err != nil || !late || time.Now().After(until) {
 			return leases, err
 		}
-		select {
-		case <-ctx.Done():
-			return leases, ctx.Err()
-		case <-time.After(200 * time.Millisecond):
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return leases, err
 		}
 	}
 }

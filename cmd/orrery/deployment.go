@@ -41,10 +41,7 @@ func becomeCurrent(ctx context.Context, c client.Client, deployment string, log 
 		case attempt > 0 && attempt%20 == 0: // the first attempts are too early as a rule
 			log.Warn("make this build the current version", "deployment", deployment, "build", build.ID(), "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryCurrent):
-		}
+		_ = pause(ctx, retryCurrent) // ctx is looked at anyway
 	}
 }
 

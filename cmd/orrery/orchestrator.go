@@ -124,30 +124,62 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 	if err := ensureSearchAttributes(ctx, dialed, o.namespace, log); err != nil {
 		return nil // asked to stop while waiting
 	}
-	w, err := newWorker(dialed, queue, s, objects, o, log)
+	fresh, err := workerMaker(dialed, queue, s, objects, o, log)
 	if err != nil {
 		return err
 	}
-	if err := startWorker(ctx, w, log); err != nil {
-		return nil // asked to stop while waiting
-	}
-	log.Info("polling", "queue", queue, "build", build.ID())
-	var current sync.WaitGroup
-	defer current.Wait()
-	if o.deployment != "" && queue == workflows.LifecycleQueue {
-		current.Go(func() { becomeCurrent(ctx, dialed, o.deployment, log) })
-	}
-	if queue == workflows.LifecycleQueue {
-		if err := ensureRetention(ctx, dialed); err != nil && ctx.Err() == nil {
-			log.Warn("make the retention schedule", "error", err)
+	var once sync.Once
+	var setUp sync.WaitGroup
+	defer setUp.Wait()
+	for ctx.Err() == nil {
+		err := pollQueue(ctx, fresh, func() {
+			log.Info("polling", "queue", queue, "build", build.ID())
+			if queue == workflows.LifecycleQueue {
+				once.Do(func() {
+					setUp.Go(func() { keepRetention(ctx, dialed, log) })
+					if o.deployment != "" {
+						setUp.Go(func() { becomeCurrent(ctx, dialed, o.deployment, log) })
+					}
+				})
+			}
+		})
+		if err != nil {
+			log.Warn("polling ended; it begins again", "queue", queue, "error", err)
+			_ = pause(ctx, pollAgain) // ctx is looked at anyway
 		}
 	}
-	<-ctx.Done()
-	w.Stop()
 	return nil
 }
 
-func newWorker(c client.Client, queue string, s *store.Store, objects registry.Objects, o orchestratorOptions, log *slog.Logger) (worker.Worker, error) {
+// pollAgain is how long an orchestrator that cannot poll waits before it tries again.
+const pollAgain = time.Second
+
+// pollQueue polls with a worker of its own until ctx ends: one that failed to start, or that Temporal turned away, never
+// polls again. It calls polling once it polls.
+func pollQueue(ctx context.Context, fresh func(fatal func(error)) worker.Worker, polling func()) error {
+	ended := make(chan error, 1)
+	w := fresh(func(err error) {
+		select {
+		case ended <- err:
+		default: // one is enough
+		}
+	})
+	defer w.Stop()
+	if err := w.Start(); err != nil {
+		return err
+	}
+	polling()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-ended:
+		return err
+	}
+}
+
+// workerMaker returns how to make workers of a queue, which share all that they need. A worker calls fatal when Temporal
+// turns it away for good.
+func workerMaker(c client.Client, queue string, s *store.Store, objects registry.Objects, o orchestratorOptions, log *slog.Logger) (func(fatal func(error)) worker.Worker, error) {
 	trainers, err := readTrainers(o.config)
 	if err != nil {
 		return nil, err
@@ -165,15 +197,12 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 	if o.deployment != "" {
 		options.DeploymentOptions = versioned(o.deployment)
 	}
-	w := worker.New(c, queue, options)
 	try := []string{self, "try-model"}
 	if library, err := toolpath.OnnxRuntime(o.ort); err == nil { // else the child says what is missing
 		try = append(try, "--onnxruntime", library)
 	}
-	w.RegisterActivity(activities.NewModels(s, objects, o.scratch, try))
-	w.RegisterActivity(activities.NewRuns(s))
-	w.RegisterActivity(activities.NewTraffic(s, objects))
-	w.RegisterActivity(activities.NewRetention(s, objects))
+	traffic := activities.NewTraffic(s, objects)
+	models, runs, retention := activities.NewModels(s, objects, o.scratch, try), activities.NewRuns(s), activities.NewRetention(s, objects)
 	var runtime engine.Runtime
 	if queue == workflows.DataQueue { // native code runs in the data process only
 		if runtime, err = o.startOnnx(); err != nil {
@@ -181,12 +210,19 @@ func newWorker(c client.Client, queue string, s *store.Store, objects registry.O
 		}
 	}
 	data := activities.NewData(s, objects, runtime, o.scratch)
-	w.RegisterActivity(data)
-	w.RegisterActivity(activities.NewTraining(data, c, trainers))
-	if queue == workflows.LifecycleQueue {
-		workflows.Register(w)
-	}
-	return w, nil
+	training := activities.NewTraining(data, c, trainers)
+	return func(fatal func(error)) worker.Worker {
+		options := options
+		options.OnFatalError = fatal
+		w := worker.New(c, queue, options)
+		for _, a := range []any{models, runs, traffic, retention, data, training} {
+			w.RegisterActivity(a)
+		}
+		if queue == workflows.LifecycleQueue {
+			workflows.Register(w)
+		}
+		return w
+	}, nil
 }
 
 // orchestratorConfig is the orchestrator's configuration file.
@@ -221,6 +257,20 @@ func readTrainers(path string) (map[string]activities.Trainer, error) {
 	return c.Trainers, nil
 }
 
+// keepRetention ensures that there is a schedule of Retention, as soon as Temporal answers.
+func keepRetention(ctx context.Context, c client.Client, log *slog.Logger) {
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		err := ensureRetention(ctx, c)
+		if err == nil {
+			return
+		}
+		if attempt%20 == 0 {
+			log.Warn("make the retention schedule", "error", err)
+		}
+		_ = pause(ctx, pollAgain) // ctx is looked at anyway
+	}
+}
+
 // ensureRetention makes the schedule of Retention, every night at four, unless there is one.
 func ensureRetention(ctx context.Context, c client.Client) error {
 	_, err := c.ScheduleClient().Create(ctx, client.ScheduleOptions{
@@ -236,20 +286,4 @@ func ensureRetention(ctx context.Context, c client.Client) error {
 		return nil
 	}
 	return err
-}
-
-// startWorker starts polling, as soon as Temporal answers.
-func startWorker(ctx context.Context, w worker.Worker, log *slog.Logger) error {
-	for {
-		err := w.Start()
-		if err == nil {
-			return nil
-		}
-		log.Warn("start polling", "error", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Second):
-		}
-	}
 }
