@@ -134,14 +134,7 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 	for ctx.Err() == nil {
 		err := pollQueue(ctx, fresh, func() {
 			log.Info("polling", "queue", queue, "build", build.ID())
-			if queue == workflows.LifecycleQueue {
-				once.Do(func() {
-					setUp.Go(func() { keepRetention(ctx, dialed, log) })
-					if o.deployment != "" {
-						setUp.Go(func() { becomeCurrent(ctx, dialed, o.deployment, log) })
-					}
-				})
-			}
+			once.Do(func() { setUpQueue(ctx, &setUp, dialed, queue, o.deployment, log) })
 		})
 		if err != nil {
 			log.Warn("polling ended; it begins again", "queue", queue, "error", err)
@@ -149,6 +142,17 @@ func (p *program) work(ctx context.Context, o orchestratorOptions, queue string,
 		}
 	}
 	return nil
+}
+
+// setUpQueue begins what is done once when a queue is polled first.
+func setUpQueue(ctx context.Context, tasks *sync.WaitGroup, c client.Client, queue, deployment string, log *slog.Logger) {
+	if queue != workflows.LifecycleQueue {
+		return
+	}
+	tasks.Go(func() { keepRetention(ctx, c, log) })
+	if deployment != "" {
+		tasks.Go(func() { becomeCurrent(ctx, c, deployment, log) })
+	}
 }
 
 // pollAgain is how long an orchestrator that cannot poll waits before it tries again.
