@@ -6,18 +6,22 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/taskqueue/v1"
 	"go.temporal.io/sdk/client"
 
 	"github.com/orrery-ml/orrery/api/gateway"
 	"github.com/orrery-ml/orrery/api/proto/oip"
 	"github.com/orrery-ml/orrery/api/webhook"
 	"github.com/orrery-ml/orrery/registry"
+	"github.com/orrery-ml/orrery/workflows"
 )
 
 // Config is the configuration of the front door.
@@ -143,14 +147,39 @@ func (s *Server) Close() { s.told.Wait() }
 // GetStatus implements the API.
 func (s *Server) GetStatus(ctx context.Context, _ GetStatusRequestObject) (GetStatusResponseObject, error) {
 	position, synced := s.gateway.Position()
+	temporal := s.pingTemporal(ctx)
+	orchestrator := temporal
+	if temporal == nil {
+		orchestrator = s.polled(ctx)
+	}
 	out := GetStatus200JSONResponse{
 		Version: version(), Gateway: s.gateway.ID(), Position: position, Synced: synced,
-		Registry: health(s.store.Ping(ctx)), Store: health(s.pingStore(ctx)), Temporal: health(s.pingTemporal(ctx)),
+		Registry: health(s.store.Ping(ctx)), Store: health(s.pingStore(ctx)), Temporal: health(temporal),
+		Orchestrator: health(orchestrator),
 	}
 	if s.config.TemporalUI != "" {
 		out.TemporalUi = &s.config.TemporalUI
 	}
 	return out, nil
+}
+
+// pollerFresh is how recently somebody polled who still does: a poll lasts a minute.
+const pollerFresh = 90 * time.Second
+
+// polled ends in Unavailable when nobody polls for lifecycle workflows and their activities, so that runs do not go on.
+func (s *Server) polled(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for _, kind := range []enums.TaskQueueType{enums.TASK_QUEUE_TYPE_WORKFLOW, enums.TASK_QUEUE_TYPE_ACTIVITY} {
+		queue, err := s.temporal.DescribeTaskQueue(ctx, workflows.LifecycleQueue, kind)
+		if err != nil {
+			return registry.Errorf(registry.Unavailable, "Temporal does not say who polls %s: %w", workflows.LifecycleQueue, err)
+		}
+		if !slices.ContainsFunc(queue.GetPollers(), func(p *taskqueue.PollerInfo) bool { return time.Since(p.GetLastAccessTime().AsTime()) < pollerFresh }) {
+			return registry.Errorf(registry.Unavailable, "nobody polls %s, so runs wait: is an orchestrator running, and does it reach Temporal?", workflows.LifecycleQueue)
+		}
+	}
+	return nil
 }
 
 func health(err error) string {

@@ -522,6 +522,9 @@ type Status struct {
 	// Gateway The gateway's incarnation.
 	Gateway string `json:"gateway"`
 
+	// Orchestrator "ok", or which task queue nobody polls.
+	Orchestrator string `json:"orchestrator"`
+
 	// Position Number of the last event applied.
 	Position int64 `json:"position"`
 

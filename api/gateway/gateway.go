@@ -252,20 +252,14 @@ func (g *Gateway) acknowledge(ctx context.Context) {
 	}
 }
 
-// stateSpacing is how long a change may be missing on disk: changes come in groups, and those who wait for them first.
-const stateSpacing = 100 * time.Millisecond
-
-// keepState keeps the table on disk: soon after a change, and not again before it has rested for as long as that took
-// twenty times over, so that many models with many changes do not take a processor.
+// keepState keeps the table on disk: at once after a change, and not again before it has rested for as long as that
+// took twenty times over, so that many models with many changes do not take a processor.
 func (g *Gateway) keepState(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-g.changed:
-		}
-		if pause(ctx, stateSpacing) != nil {
-			return
 		}
 		began := time.Now()
 		if err := g.writeState(); err != nil {

@@ -208,6 +208,7 @@ func (c *connection) serverChecks(ctx context.Context) []check {
 		{"registry", s.Registry == "ok", s.Registry},
 		{"object store", s.Store == "ok", s.Store},
 		{"Temporal", s.Temporal == "ok", s.Temporal},
+		{"orchestrator", s.Orchestrator == "ok", s.Orchestrator},
 	}
 	leases, err := settledLeases(ctx, api, s.Position)
 	if err != nil {

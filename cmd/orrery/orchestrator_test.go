@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
+	apiclient "github.com/orrery-ml/orrery/api/client"
 	"github.com/orrery-ml/orrery/internal/testenv"
 )
 
@@ -58,6 +60,27 @@ func TestPollQueue_BeginsAgain(t *testing.T) {
 	<-polling
 	stop()
 	require.NoError(t, <-ended, "it was asked to stop")
+}
+
+// Runs that nobody works on are the first thing to look for when a roll-out is stuck.
+func TestStatus_SaysThatNobodyPolls(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 0)
+	says := func(want string) {
+		t.Helper()
+		require.Eventually(t, func() bool {
+			s, err := decode[apiclient.Status](c.api(0).GetStatus(t.Context()))
+			return err == nil && strings.Contains(s.Orchestrator, want)
+		}, 60*time.Second, 100*time.Millisecond, "status does not say %q", want)
+	}
+	says("ok")
+	c.orchestrator.Kill()
+	c.temporal.Kill() // it forgets who polled a minute ago
+	says("Temporal does not answer")
+	require.NoError(t, c.temporal.Start())
+	says("nobody polls orrery-lifecycle")
+	require.NoError(t, c.orchestrator.Start())
+	says("ok")
 }
 
 type quietLog struct{}
