@@ -25,14 +25,15 @@ const (
 	WebhookChanged  EventType = "webhook.changed"
 )
 
-// Served says whether an event of this type changes what gateways serve; those of runs, keys and webhooks do not.
+// Served says whether an event of this type changes what gateways serve; those of runs, keys and webhooks do not, nor do
+// types that this build does not know.
 func (t EventType) Served() bool {
 	switch t {
-	case VersionCreated, VersionFailed, RunChanged, KeyChanged, WebhookChanged:
-		return false
 	case ModelCreated, ModelConfigured, VersionReady, VersionArchived, VersionDeleted, RouteChanged, AliasMoved, HoldChanged:
+		return true
+	case VersionCreated, VersionFailed, RunChanged, KeyChanged, WebhookChanged:
 	}
-	return true
+	return false
 }
 
 // Event is one row of the append-only log that is audit trail, change feed and source of webhooks at once. Numbers
