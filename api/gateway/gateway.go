@@ -2,13 +2,11 @@ package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -56,6 +54,7 @@ type Gateway struct {
 	log      *slog.Logger
 	recorder Recorder
 	table    atomic.Pointer[table]
+	journal  *journal // used by New, then by follow, then by Run's end
 	fleet    *fleet
 	counter  *counter
 	metrics  *metrics
@@ -65,8 +64,7 @@ type Gateway struct {
 	mirrors  chan struct{} // slots for mirrored requests
 	mirrored sync.WaitGroup
 	trace    telemetry.Tracer
-	synced   atomic.Bool   // the feed was read at least once by this incarnation
-	changed  chan struct{} // the table is to be kept on disk
+	synced   atomic.Bool // the feed was read at least once by this incarnation
 
 	demandMu sync.Mutex
 	demand   map[demandKey]time.Time // when a version that nothing leases was last asked for
@@ -89,10 +87,14 @@ func New(c Config, s store, recorder Recorder, m *Metrics, log *slog.Logger) (*G
 	g := &Gateway{
 		config: c, id: id, store: s, log: log, recorder: recorder, fleet: newFleet(), counter: newCounter(id, time.Now),
 		metrics: m.inner, started: time.Now(), stopping: make(chan struct{}), mirrors: make(chan struct{}, maxMirrors),
-		demand: map[demandKey]time.Time{}, changed: make(chan struct{}, 1), trace: telemetry.NewTracer("orrery/gateway"),
+		demand: map[demandKey]time.Time{}, journal: &journal{path: c.StateFile}, trace: telemetry.NewTracer("orrery/gateway"),
 	}
 	g.table.Store(newTable(registry.Snapshot{}))
-	if err := g.readState(); err != nil && !errors.Is(err, os.ErrNotExist) {
+	switch t, err := g.journal.read(); {
+	case err == nil:
+		g.install(t)
+		log.Info("serving the last route on disk until the registry answers", "position", t.position)
+	case !errors.Is(err, fs.ErrNotExist):
 		log.Warn("the last route on disk cannot be used", "file", c.StateFile, "error", err)
 	}
 	return g, nil
@@ -103,41 +105,6 @@ func (g *Gateway) ID() string { return g.id }
 
 // Position returns the number of the last event applied, and whether the feed was reached since the start.
 func (g *Gateway) Position() (int64, bool) { return g.table.Load().position, g.synced.Load() }
-
-func (g *Gateway) readState() error {
-	if g.config.StateFile == "" {
-		return nil
-	}
-	raw, err := os.ReadFile(g.config.StateFile)
-	if err != nil {
-		return err
-	}
-	var s registry.Snapshot
-	if err := json.Unmarshal(raw, &s); err != nil {
-		return err
-	}
-	g.install(newTable(s))
-	g.log.Info("serving the last route on disk until the registry answers", "position", s.Position)
-	return nil
-}
-
-func (g *Gateway) writeState() error {
-	if g.config.StateFile == "" {
-		return nil
-	}
-	raw, err := json.Marshal(g.table.Load().snapshot())
-	if err != nil {
-		return err
-	}
-	tmp := g.config.StateFile + ".tmp"
-	if err := os.MkdirAll(filepath.Dir(tmp), 0o750); err != nil {
-		return err
-	}
-	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, g.config.StateFile)
-}
 
 // install makes t the table every request from now on sees. It names the models that changed; none means all.
 func (g *Gateway) install(t *table, changed ...string) {
@@ -161,7 +128,6 @@ func (g *Gateway) Stop() { g.stopOnce.Do(func() { close(g.stopping) }) }
 func (g *Gateway) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { g.follow(ctx) })
-	tasks.Go(func() { g.keepState(ctx) })
 	tasks.Go(func() { g.every(ctx, leaseTTL/4, g.renew) })
 	tasks.Go(func() { g.every(ctx, flushEvery, g.flush) })
 	tasks.Go(func() { g.every(ctx, leftFor, func(context.Context) { g.fleet.sweep(time.Now(), false) }) })
@@ -173,7 +139,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	last := context.WithoutCancel(ctx)
 	g.flush(last)
 	g.dropLease(last, g.id)
-	return g.writeState()
+	return errors.Join(g.journal.keep(g.table.Load()), g.journal.close())
 }
 
 func (g *Gateway) every(ctx context.Context, d time.Duration, f func(context.Context)) {
@@ -209,11 +175,12 @@ func (g *Gateway) followOnce(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
-	g.install(newTable(s))
+	t := newTable(s)
+	g.kept(g.journal.keep(t))
+	g.install(t)
 	g.synced.Store(true)
-	g.acknowledge(ctx)
+	g.renew(ctx)
 	for {
-		t := g.table.Load()
 		if err := g.store.AwaitServed(ctx, t.position); err != nil {
 			return fmt.Errorf("await events: %w", err)
 		}
@@ -221,53 +188,34 @@ func (g *Gateway) followOnce(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
-		if len(events) == 0 {
-			continue
-		}
-		var changed []string
+		var served []registry.Event
 		for _, e := range events {
 			next, other, err := t.apply(e)
 			if err != nil {
 				return err
 			}
 			if t = next; other {
-				changed = append(changed, e.Model)
+				served = append(served, e)
 			}
 		}
-		if changed == nil { // nobody waits for it: the next renewal acknowledges it
+		if len(served) == 0 { // nobody waits for it: the next renewal acknowledges it
 			g.table.Store(t)
 			continue
 		}
+		g.kept(g.journal.add(served, t)) // first: the lease says that it is applied as soon as it is installed
+		changed := make([]string, len(served))
+		for i, e := range served {
+			changed[i] = e.Model
+		}
 		g.install(t, changed...)
-		g.acknowledge(ctx)
+		g.renew(ctx)
 	}
 }
 
-// acknowledge writes into the lease how far the feed is applied, and has the table kept on disk.
-func (g *Gateway) acknowledge(ctx context.Context) {
-	g.renew(ctx)
-	select {
-	case g.changed <- struct{}{}:
-	default: // it will be kept anyway
-	}
-}
-
-// keepState keeps the table on disk: at once after a change, and not again before it has rested for as long as that
-// took twenty times over, so that many models with many changes do not take a processor.
-func (g *Gateway) keepState(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-g.changed:
-		}
-		began := time.Now()
-		if err := g.writeState(); err != nil {
-			g.log.Warn("keep the route on disk", "error", err)
-		}
-		if pause(ctx, 20*time.Since(began)) != nil {
-			return
-		}
+// kept says that something could not be kept on disk; it is served all the same.
+func (g *Gateway) kept(err error) {
+	if err != nil {
+		g.log.Warn("keep the route on disk", "file", g.config.StateFile, "error", err)
 	}
 }
 
