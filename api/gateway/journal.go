@@ -45,11 +45,12 @@ func (j *journal) read() (*table, error) {
 	if raw, err = os.ReadFile(j.eventsPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for lines := json.NewDecoder(bytes.NewReader(raw)); ; {
-		var e registry.Event
-		if lines.Decode(&e) != nil {
-			return t, nil
-		}
+	lines := json.NewDecoder(bytes.NewReader(raw))
+	line := func() (e registry.Event, whole bool) {
+		whole = lines.Decode(&e) == nil
+		return e, whole
+	}
+	for e, whole := line(); whole; e, whole = line() {
 		if e.Number <= t.position { // the snapshot was written, and the process killed before it could empty the file
 			continue
 		}
@@ -59,6 +60,7 @@ func (j *journal) read() (*table, error) {
 		}
 		t = next
 	}
+	return t, nil
 }
 
 // add keeps the events that led to t; nothing that is not served needs to be among them.

@@ -63,7 +63,7 @@ func TestJournal_KeepsEveryChangeAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	now = after(t, now, onRoute(t, 10, 3))
 	require.NoError(t, j.keep(now))
-	require.NoError(t, os.WriteFile(j.eventsPath(), stale, 0o600))
+	require.NoError(t, os.WriteFile(j.eventsPath(), stale, 0o600)) //nolint:gosec // the test's own file
 	require.Equal(t, now, killed(t, j), "killed after the snapshot, before the events were emptied")
 }
 
@@ -77,7 +77,7 @@ func TestJournal_LeavesOutWhatWasNotWrittenToItsEnd(t *testing.T) {
 	whole, err := os.ReadFile(j.eventsPath())
 	require.NoError(t, err)
 	for cut := range len(whole) - 1 { // without its line's end the event is whole
-		require.NoError(t, os.WriteFile(j.eventsPath(), whole[:cut], 0o600))
+		require.NoError(t, os.WriteFile(j.eventsPath(), whole[:cut], 0o600)) //nolint:gosec // the test's own file
 		require.Equal(t, first, killed(t, j), "cut at %d", cut)
 	}
 }
