@@ -34,9 +34,9 @@ type Route struct {
 	Model    string    `json:"model"`
 	Revision int64     `json:"revision"`
 	Arms     []Arm     `json:"arms"`
-	Owner    string    `json:"owner"` // run that owns the arms besides stable; "" when nobody does
-	Salt     string    `json:"salt"`  // of the sticky hash; set anew by each roll-out
-	Event    int64     `json:"event"` // number of the event that announced it
+	Owner    string    `json:"owner"`           // run that owns the arms besides stable; "" when nobody does
+	Salt     string    `json:"salt"`            // of the sticky hash; set anew by each roll-out
+	Event    int64     `json:"event,omitempty"` // number of the event that announced it; left out in that event
 	ChangeID string    `json:"change_id"`
 	Actor    string    `json:"actor"`
 	Reason   string    `json:"reason"`

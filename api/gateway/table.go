@@ -114,6 +114,7 @@ func (t *table) change(e registry.Event) error {
 		if err := json.Unmarshal(e.Data, &r); err != nil {
 			return err
 		}
+		r.Event = e.Number
 		m.route = r
 	case registry.AliasMoved:
 		var move registry.AliasMove

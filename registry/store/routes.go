@@ -100,11 +100,12 @@ func (t *tx) writeRoute(owner modelRow, current, next registry.Route, c registry
 	if err != nil {
 		return next, err
 	}
-	said := news{registry.Event{Type: registry.RouteChanged, Model: c.Model, Version: next.StableVersion(), Run: c.By, Actor: c.Actor}, &next}
+	said := news{registry.Event{Type: registry.RouteChanged, Model: c.Model, Version: next.StableVersion(), Run: c.By, Actor: c.Actor}, next}
 	first, err := t.emitAll(append([]news{said}, newsOf(moves, c)...)...)
 	if err != nil {
 		return next, err
 	}
+	next.Event = first
 	row := newRouteRow(next)
 	err = errors.Join(t.Create(&row).Error, t.Model(&owner).Update("route_revision", next.Revision).Error)
 	if err != nil {

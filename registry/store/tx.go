@@ -57,35 +57,59 @@ func (t *tx) emit(e registry.Event, data any) (int64, error) {
 	return t.emitAll(news{e, data})
 }
 
-// emitAll is emit for several events at once; it returns the number of the first. A route is told its number.
+// emitAll is emit for several events at once; it returns the number of the first.
 func (t *tx) emitAll(list ...news) (first int64, err error) {
-	ring, served := "''", slices.ContainsFunc(list, func(n news) bool { return n.Type.Served() })
-	if (!t.emitted || served && !t.served) && t.Name() == "postgres" { // once for all events of a transaction
+	rows := make([]eventRow, len(list))
+	for i, e := range list {
+		rows[i] = eventRow{
+			At: micros(t.now), Type: string(e.Type), Model: e.Model, Version: e.Version, Run: e.Run, Actor: e.Actor, Data: encode(e.data),
+		}
+	}
+	served := slices.ContainsFunc(list, func(n news) bool { return n.Type.Served() })
+	if t.Name() == "postgres" {
+		first, err = t.announce(rows, served)
+	} else {
+		first, err = t.number(rows)
+	}
+	t.emitted, t.served = true, t.served || served
+	return first, err
+}
+
+// number gives events their numbers and writes them.
+func (t *tx) number(rows []eventRow) (first int64, err error) {
+	var last int64
+	take := t.Raw("UPDATE counters SET value = value + ? WHERE name = 'event' RETURNING value", len(rows))
+	if err := take.Row().Scan(&last); err != nil {
+		return 0, err
+	}
+	first = last - int64(len(rows)) + 1
+	for i := range rows {
+		rows[i].Number = first + int64(i)
+	}
+	return first, t.Create(&rows).Error
+}
+
+// announce is number in one statement, which also rings at the commit: once for all events of a transaction.
+func (t *tx) announce(rows []eventRow, served bool) (first int64, err error) {
+	args, values := []any{len(rows), len(rows)}, make([]string, len(rows))
+	for i, r := range rows {
+		values[i] = "(?::bigint, ?::bigint, ?, ?, ?::bigint, ?, ?, ?)"
+		args = append(args, i+1, r.At, r.Type, r.Model, r.Version, r.Run, r.Actor, r.Data)
+	}
+	ring := "''"
+	if !t.emitted || served && !t.served {
 		say := unserved
 		if served {
 			say = ""
 		}
 		ring = "pg_notify('" + channel + "', '" + say + "')::text"
 	}
-	var last int64
-	take := t.Raw("UPDATE counters SET value = value + ? WHERE name = 'event' RETURNING value, "+ring, len(list))
-	if err := take.Row().Scan(&last, new(string)); err != nil {
-		return 0, err
-	}
-	first = last - int64(len(list)) + 1
-	rows := make([]eventRow, len(list))
-	for i, e := range list {
-		number := first + int64(i)
-		if r, ok := e.data.(*registry.Route); ok {
-			r.Event = number
-		}
-		rows[i] = eventRow{
-			Number: number, At: micros(t.now), Type: string(e.Type), Model: e.Model, Version: e.Version, Run: e.Run,
-			Actor: e.Actor, Data: encode(e.data),
-		}
-	}
-	t.emitted, t.served = true, t.served || served
-	return first, t.Create(&rows).Error
+	err = t.Raw(`WITH taken AS (UPDATE counters SET value = value + ? WHERE name = 'event' RETURNING value - ? AS before),
+		written AS (INSERT INTO events (number, at, type, model, version, run, actor, data)
+			SELECT before + nth, e.at, e.type, e.model, e.version, e.run, e.actor, e.data
+			FROM taken, (VALUES `+strings.Join(values, ", ")+`) AS e (nth, at, type, model, version, run, actor, data))
+		SELECT before + 1, `+ring+` FROM taken`, args...).Row().Scan(&first, new(string))
+	return first, err
 }
 
 // lockModel reads a model's row and keeps others from changing it until the transaction ends.
