@@ -1,13 +1,11 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +59,7 @@ func (s *attachService) Attach(stream attach.AttachService_AttachServer) error {
 		g.fleet.leave(w)
 		g.log.Info("worker detached", "worker", w.id, "node", w.node)
 	}()
-	g.fleet.ringAll()
+	g.fleet.ring()
 	left := make(chan error, 1)
 	go func() { left <- g.hear(stream, w, hello) }() // ends with the stream
 	return g.assign(stream, w, left)
@@ -123,156 +121,4 @@ func (g *Gateway) dropLease(ctx context.Context, id string) {
 	if err := g.store.DropLease(ctx, id); err != nil {
 		g.log.Warn("drop lease", "lease", id, "error", err)
 	}
-}
-
-// assign tells the worker what to hold whenever that changes.
-func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, left <-chan error) error {
-	ticker := time.NewTicker(time.Second)
-	defer ticker.Stop()
-	var sent []*attach.HeldVersion
-	var encoded heldCache
-	for first := true; ; first = false {
-		list, position := g.assignment(w.id, &encoded)
-		changed, dropped := changes(sent, list)
-		if first || len(changed)+len(dropped) > 0 {
-			if err := stream.Send(&attach.AttachResponse{Held: changed, Dropped: dropped, Position: position}); err != nil {
-				return err
-			}
-			sent = list
-		}
-		select {
-		case err := <-left:
-			return err
-		case <-stream.Context().Done():
-			return stream.Context().Err()
-		case <-g.stopping:
-			return status.Error(codes.Unavailable, "the server stops")
-		case <-w.wake:
-			if err := pause(stream.Context(), assignSpacing); err != nil { // what else changes meanwhile comes along
-				return err
-			}
-		case <-ticker.C:
-		}
-	}
-}
-
-// changes tells one assignment from the one before it; both are in order. Encoded versions are kept, so equal pointers
-// are equal versions.
-func changes(before, after []*attach.HeldVersion) (changed []*attach.HeldVersion, dropped []*attach.VersionName) {
-	for len(before)+len(after) > 0 {
-		order := 0
-		switch {
-		case len(before) == 0:
-			order = 1
-		case len(after) == 0:
-			order = -1
-		default:
-			order = compareHeld(before[0], after[0])
-		}
-		if order < 0 {
-			dropped = append(dropped, &attach.VersionName{Model: before[0].GetModel(), Version: before[0].GetVersion()})
-		} else if order > 0 || before[0] != after[0] {
-			changed = append(changed, after[0])
-		}
-		if order <= 0 {
-			before = before[1:]
-		}
-		if order >= 0 {
-			after = after[1:]
-		}
-	}
-	return changed, dropped
-}
-
-func compareHeld(a, b *attach.HeldVersion) int {
-	return cmp.Or(strings.Compare(a.GetModel(), b.GetModel()), cmp.Compare(a.GetVersion(), b.GetVersion()))
-}
-
-// assignSpacing bounds how often a worker is told anew: with many models it takes long to work out what.
-const assignSpacing = 5 * time.Millisecond
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
-}
-
-// heldKey is what an encoded version depends on.
-type heldKey struct {
-	model    string
-	version  int
-	revision int64 // of the serving config
-	leased   bool
-}
-
-// heldCache keeps encoded versions from one assignment to the next. It is one worker's.
-type heldCache struct {
-	now, before map[heldKey]*attach.HeldVersion
-}
-
-// next begins an assignment: what the last one did not use is forgotten.
-func (c *heldCache) next() {
-	c.now, c.before = make(map[heldKey]*attach.HeldVersion, len(c.now)), c.now
-}
-
-func (c *heldCache) get(v registry.Version, m registry.Model, leased bool) (*attach.HeldVersion, error) {
-	k := heldKey{m.Name, v.Number, m.ConfigRevision, leased}
-	h, ok := c.before[k]
-	if !ok {
-		var err error
-		if h, err = encodeHeld(v, m.Config, leased); err != nil {
-			return nil, err
-		}
-	}
-	c.now[k] = h
-	return h, nil
-}
-
-// assignment lists what a worker should hold: versions that are leased, and those that were asked for lately, as far
-// as placement puts them on it.
-func (g *Gateway) assignment(worker string, encoded *heldCache) (list []*attach.HeldVersion, position int64) {
-	t, now, workers := g.table.Load(), time.Now(), g.fleet.candidates()
-	encoded.next()
-	for name, m := range t.models {
-		for number, v := range m.versions {
-			leased := m.leased(number, now)
-			if leased {
-				g.want(name, number)
-			} else if !g.wanted(name, number, now, time.Duration(m.model.Config.KeepAliveSecs)*time.Second) {
-				continue
-			}
-			if !place(workers, name, number, m.model.Config.Replicas, m.model.Config.WorkerLabels)[worker] {
-				continue
-			}
-			h, err := encoded.get(v, m.model, leased)
-			if err != nil {
-				g.log.Error("encode a held version", "model", name, "version", number, "error", err)
-				continue
-			}
-			list = append(list, h)
-		}
-	}
-	slices.SortFunc(list, compareHeld)
-	return list, t.position
-}
-
-func encodeHeld(v registry.Version, c registry.ServingConfig, leased bool) (*attach.HeldVersion, error) {
-	manifest, err := json.Marshal(v.Manifest)
-	if err != nil {
-		return nil, err
-	}
-	signature, err := json.Marshal(v.Signature)
-	if err != nil {
-		return nil, err
-	}
-	config, err := json.Marshal(c)
-	if err != nil {
-		return nil, err
-	}
-	return &attach.HeldVersion{
-		Model: v.Model, Version: int64(v.Number), Digest: v.Digest, Manifest: manifest, Signature: signature, Config: config, Leased: leased,
-	}, nil
 }

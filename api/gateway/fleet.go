@@ -37,7 +37,9 @@ type attached struct {
 	failures atomic.Int64 // in a row
 
 	state registry.WorkerState // guarded by fleet.mu
-	wake  chan struct{}        // the stream should look at the assignment
+	stale map[string]bool      // models whose assignment the stream should look at; guarded by fleet.mu
+	all   bool                 // it should look at all of them; guarded by fleet.mu
+	wake  chan struct{}        // it should look
 }
 
 // fleet is the set of attached workers.
@@ -75,7 +77,7 @@ func (f *fleet) join(id, node, address string) (*attached, error) {
 	}
 	w := &attached{
 		id: id, node: node, address: address, conn: conn, client: inference.NewGRPCInferenceServiceClient(conn),
-		wake: make(chan struct{}, 1),
+		stale: map[string]bool{}, wake: make(chan struct{}, 1),
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -94,17 +96,8 @@ func (f *fleet) leave(w *attached) {
 		delete(f.workers, w.id)
 	}
 	f.signal()
-	for _, o := range f.workers {
-		ring(o.wake)
-	}
 	f.mu.Unlock()
-}
-
-func ring(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
+	f.ring()
 }
 
 // failed leaves the worker out for a while; answered lets it back in.
@@ -150,13 +143,36 @@ func (f *fleet) report(w *attached, s registry.WorkerState) (changed bool) {
 	return changed
 }
 
-// ringAll makes every stream look at its assignment.
-func (f *fleet) ringAll() {
+// ring makes every stream look at the assignment of the models given, or of all when none is.
+func (f *fleet) ring(models ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range f.workers {
-		ring(w.wake)
+		w.all = w.all || len(models) == 0
+		for _, name := range models {
+			w.stale[name] = true
+		}
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
 	}
+}
+
+// rung returns the models that a worker's stream should look at since it last did; nil when it is all of them.
+func (f *fleet) rung(w *attached) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	models := make([]string, 0, len(w.stale))
+	for name := range w.stale {
+		models = append(models, name)
+	}
+	if w.all {
+		models = nil
+	}
+	clear(w.stale)
+	w.all = false
+	return models
 }
 
 // leftFor is how long a detached worker's connection stays at least: who picked the worker a moment ago still sends.

@@ -109,15 +109,16 @@ func (g *Gateway) Position() (int64, bool) { return g.table.Load().position, g.s
 // install makes t the table every request from now on sees. It names the models that changed; none means all.
 func (g *Gateway) install(t *table, changed ...string) {
 	g.table.Store(t)
-	if len(changed) == 0 {
-		changed = slices.Collect(maps.Keys(t.models))
+	names := changed
+	if len(names) == 0 {
+		names = slices.Collect(maps.Keys(t.models))
 	}
-	for _, name := range changed {
+	for _, name := range names {
 		if m, ok := t.models[name]; ok {
 			g.recorder.Configure(m.model, m.versions)
 		}
 	}
-	g.fleet.ringAll()
+	g.fleet.ring(changed...)
 }
 
 // Stop tells attached workers that the server stops, so that their streams end before requests are waited for.

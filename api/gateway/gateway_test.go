@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -253,26 +254,55 @@ func TestAnswerGapAndOutputKeys(t *testing.T) {
 	require.Empty(t, outputKeys(answer("FP64", 1, 2)), "too short")
 }
 
-func TestChanges_TellsAssignmentsApart(t *testing.T) {
+func TestReassign_TellsWhatChanged(t *testing.T) {
 	t.Parallel()
-	held := func(model string, version int64) *attach.HeldVersion {
-		return &attach.HeldVersion{Model: model, Version: version}
+	g, told := &Gateway{}, assignment{}
+	models := newTable(registry.Snapshot{Models: []registry.Model{{Name: "m"}}, Versions: []registry.Version{
+		{Model: "m", Number: 1}, {Model: "m", Number: 2}, {Model: "m", Number: 3},
+	}})
+	tell := func(list ...given) (held, dropped []string) {
+		var news attach.AttachResponse
+		g.reassign(told, models, "m", list, &news)
+		for _, h := range news.GetHeld() {
+			held = append(held, fmt.Sprintf("%s/%d leased %v", h.GetModel(), h.GetVersion(), h.GetLeased()))
+		}
+		for _, d := range news.GetDropped() {
+			dropped = append(dropped, fmt.Sprintf("%s/%d", d.GetModel(), d.GetVersion()))
+		}
+		return held, dropped
 	}
-	a1, a2, b1, c9 := held("a", 1), held("a", 2), held("b", 1), held("c", 9)
-	changed, dropped := changes(nil, []*attach.HeldVersion{a1, b1})
-	require.Equal(t, []*attach.HeldVersion{a1, b1}, changed)
+	held, dropped := tell(given{1, 1, true}, given{2, 1, false})
+	require.Equal(t, []string{"m/1 leased true", "m/2 leased false"}, held)
 	require.Empty(t, dropped)
-	changed, dropped = changes([]*attach.HeldVersion{a1, b1}, []*attach.HeldVersion{a1, b1})
-	require.Empty(t, changed)
-	require.Empty(t, dropped)
-	again := held("b", 1) // leased now, say
-	changed, dropped = changes([]*attach.HeldVersion{a1, b1}, []*attach.HeldVersion{a2, again, c9})
-	require.Equal(t, []*attach.HeldVersion{a2, again, c9}, changed)
-	require.Len(t, dropped, 1)
-	require.Equal(t, "a/1", fmt.Sprintf("%s/%d", dropped[0].GetModel(), dropped[0].GetVersion()))
-	changed, dropped = changes([]*attach.HeldVersion{a1, b1, c9}, nil)
-	require.Empty(t, changed)
-	require.Len(t, dropped, 3)
+	held, dropped = tell(given{1, 1, true}, given{2, 1, false})
+	require.Empty(t, slices.Concat(held, dropped), "nothing changed")
+	held, dropped = tell(given{2, 1, true}, given{3, 1, true})
+	require.Equal(t, []string{"m/2 leased true", "m/3 leased true"}, held)
+	require.Equal(t, []string{"m/1"}, dropped)
+	held, _ = tell(given{2, 2, true}, given{3, 2, true})
+	require.Len(t, held, 2, "the serving config changed")
+	held, dropped = tell()
+	require.Empty(t, held)
+	require.Equal(t, []string{"m/2", "m/3"}, dropped)
+	require.Empty(t, told)
+}
+
+func TestFleet_RingsForModelsOrAll(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	w, err := f.join("w", "w", "127.0.0.1:1")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, w.conn.Close()) })
+	f.ring("a")
+	f.ring("b", "a")
+	require.ElementsMatch(t, []string{"a", "b"}, f.rung(w))
+	models := f.rung(w)
+	require.NotNil(t, models)
+	require.Empty(t, models, "once")
+	f.ring("a")
+	f.ring()
+	require.Nil(t, f.rung(w), "all of them")
+	require.NotNil(t, f.rung(w))
 }
 
 func TestTable_AppliesEventsInOrderOnly(t *testing.T) {

@@ -204,7 +204,7 @@ func (g *Gateway) awaitWorker(ctx context.Context, model string, version int, ex
 			return w, nil
 		}
 		if !asked && g.want(model, version) {
-			g.fleet.ringAll()
+			g.fleet.ring(model)
 		}
 		select {
 		case <-changed:

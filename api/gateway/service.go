@@ -275,7 +275,7 @@ func (s *Service) RepositoryModelUnload(ctx context.Context, r *inference.Reposi
 	s.g.demandMu.Lock()
 	delete(s.g.demand, demandKey{v.Model, v.Number})
 	s.g.demandMu.Unlock()
-	s.g.fleet.ringAll()
+	s.g.fleet.ring(v.Model)
 	return &inference.RepositoryModelUnloadResponse{}, nil
 }
 
