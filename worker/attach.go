@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -91,37 +89,42 @@ func (a *attacher) attach(ctx context.Context) error {
 	}
 }
 
+// receive holds what the server says: all of it at first, and then what changed.
 func (a *attacher) receive(stream attach.AttachService_AttachClient) error {
-	assigned := map[key]held{}
-	for {
+	for first := true; ; first = false {
 		m, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		if err := reassign(assigned, m); err != nil {
+		list, dropped, err := decodeNews(m)
+		if err != nil {
 			a.log.Error("a held version does not decode", "server", a.server, "error", err)
 		}
-		a.cache.hold(a.server, slices.Collect(maps.Values(assigned)))
+		if first {
+			a.cache.hold(a.server, list)
+		} else {
+			a.cache.change(a.server, list, dropped)
+		}
 		a.onHold()
 	}
 }
 
-// reassign applies what a server said to what it had said before. A version that does not decode is not held.
-func reassign(assigned map[key]held, m *attach.AttachResponse) error {
+// decodeNews reads what a server says. A version that does not decode is not to be held.
+func decodeNews(m *attach.AttachResponse) (list []held, dropped []key, err error) {
 	var errs []error
 	for _, v := range m.GetDropped() {
-		delete(assigned, key{v.GetModel(), int(v.GetVersion())})
+		dropped = append(dropped, key{v.GetModel(), int(v.GetVersion())})
 	}
 	for _, v := range m.GetHeld() {
 		h, err := decodeHeld(v)
 		if err == nil {
-			assigned[h.key] = h
+			list = append(list, h)
 			continue
 		}
-		delete(assigned, h.key)
+		dropped = append(dropped, h.key)
 		errs = append(errs, fmt.Errorf("%s version %d: %w", h.model, h.version, err))
 	}
-	return errors.Join(errs...)
+	return list, dropped, errors.Join(errs...)
 }
 
 func decodeHeld(v *attach.HeldVersion) (held, error) {

@@ -63,7 +63,7 @@ type cache struct {
 	other *engine.Device // devices whose runs take no thread of it
 
 	mu      sync.Mutex
-	wishes  map[string][]held // by server
+	wishes  map[string]map[key]held // by server
 	entries map[key]*entry
 	evicted map[key]bool // unloaded to make room, while a server still wishes for it
 	done    sync.WaitGroup
@@ -75,12 +75,13 @@ type entry struct {
 	held
 
 	cancel context.CancelFunc
-	next   *entry        // loads the same version under a newer serving config
+	next   *entry        // loads the same version under a newer serving config, or because it is wished again
 	ready  chan struct{} // closed when model is set
 	gone   chan struct{} // closed when nothing is left of it
 	used   atomic.Int64  // Unix nanoseconds of the last request
 
 	// guarded by cache.mu
+	leaving  bool // it is cancelled
 	state    registry.LoadState
 	fault    string
 	model    *engine.Model
@@ -88,6 +89,12 @@ type entry struct {
 	provider string
 	memory   int64
 	took     time.Duration // to load
+}
+
+// leave begins the entry's end; cache.mu is held.
+func (e *entry) leave() {
+	e.leaving = true
+	e.cancel()
 }
 
 // runsAtOnce bounds the runs on devices other than the CPU, over all models: their threads only wait.
@@ -99,36 +106,38 @@ func newCache(ctx context.Context, c Config, runtime engine.Runtime, objects reg
 	return &cache{
 		runtime: runtime, objects: objects, dir: c.CacheDir, log: log, blackbox: openBlackbox(c.CacheDir, c.Node, time.Now(), log), changed: func() {},
 		cpu: engine.NewDevice(c.Threads), other: engine.NewDevice(runsAtOnce), memory: memory{budget: c.MemoryBudget, resident: residentBytes},
-		wishes: map[string][]held{}, entries: map[key]*entry{}, evicted: map[key]bool{}, ctx: ctx, stop: stop,
+		wishes: map[string]map[key]held{}, entries: map[key]*entry{}, evicted: map[key]bool{}, ctx: ctx, stop: stop,
 	}
 }
 
 // hold replaces what one server wants held.
 func (c *cache) hold(server string, list []held) {
+	dropped := map[key]bool{}
 	c.mu.Lock()
-	c.wishes[server] = list
-	wanted, news := c.wanted(), false
-	for k := range c.evicted {
-		if w, ok := wanted[k]; !ok || w.leased {
-			delete(c.evicted, k)
-			news = true
-		}
+	for k := range c.wishes[server] {
+		dropped[k] = true
 	}
-	for k, e := range c.entries {
-		if w, ok := wanted[k]; !ok {
-			e.cancel()
-			if e.next != nil {
-				e.next.cancel()
-			}
-		} else {
-			c.renew(e, w)
-		}
+	c.mu.Unlock()
+	for _, h := range list {
+		delete(dropped, h.key)
 	}
-	for k, w := range wanted {
-		if _, ok := c.entries[k]; !ok && !c.evicted[k] {
-			c.entries[k] = c.start(w)
-			news = true
-		}
+	c.change(server, list, slices.Collect(maps.Keys(dropped)))
+}
+
+// change adds to what one server wants held, and takes away what it wants no more.
+func (c *cache) change(server string, list []held, dropped []key) {
+	news := false
+	c.mu.Lock()
+	if c.wishes[server] == nil {
+		c.wishes[server] = map[key]held{}
+	}
+	for _, h := range list {
+		c.wishes[server][h.key] = h
+		news = c.follow(h.key) || news
+	}
+	for _, k := range dropped {
+		delete(c.wishes[server], k)
+		news = c.follow(k) || news
 	}
 	c.mu.Unlock()
 	if news { // what ends says so itself
@@ -136,24 +145,48 @@ func (c *cache) hold(server string, list []held) {
 	}
 }
 
-// wanted joins the wishes of all servers; c.mu is held.
-func (c *cache) wanted() map[key]held {
-	wanted := map[key]held{}
-	for _, name := range slices.Sorted(maps.Keys(c.wishes)) {
-		for _, h := range c.wishes[name] {
-			h.leased = h.leased || wanted[h.key].leased
-			wanted[h.key] = h
+// follow begins what the wishes for a version ask for, and says whether the versions that the worker reports are others
+// now; c.mu is held.
+func (c *cache) follow(k key) (news bool) {
+	w, wanted := c.wanted(k)
+	if c.evicted[k] && (!wanted || w.leased) {
+		delete(c.evicted, k)
+		news = true
+	}
+	e, known := c.entries[k]
+	switch {
+	case known && !wanted:
+		e.leave()
+		if e.next != nil {
+			e.next.leave()
+		}
+	case c.evicted[k]: // it begins to load again when it is asked for
+	case known:
+		c.renew(e, w)
+	case wanted:
+		c.entries[k] = c.start(w)
+		news = true
+	}
+	return news
+}
+
+// wanted joins the wishes of all servers for a version; c.mu is held.
+func (c *cache) wanted(k key) (w held, wanted bool) {
+	for _, server := range slices.Sorted(maps.Keys(c.wishes)) {
+		if h, ok := c.wishes[server][k]; ok {
+			h.leased = h.leased || w.leased
+			w, wanted = h, true
 		}
 	}
-	return wanted
+	return w, wanted
 }
 
 // renew brings an entry up to date with what is wished; c.mu is held.
 func (c *cache) renew(e *entry, w held) {
 	e.leased = w.leased
-	if newest := cmp.Or(e.next, e); !w.same(newest.held) {
+	if newest := cmp.Or(e.next, e); newest.leaving || !w.same(newest.held) {
 		if e.next != nil {
-			e.next.cancel()
+			e.next.leave()
 		}
 		e.next = c.start(w) // takes e's place when it is ready
 	}
@@ -254,7 +287,7 @@ func (c *cache) load(ctx context.Context, e *entry) error {
 		c.entries[e.key] = e
 		if old != nil {
 			e.leased = old.leased
-			old.cancel()
+			old.leave()
 		}
 	}
 	c.mu.Unlock()
@@ -273,7 +306,9 @@ func (c *cache) set(e *entry, s registry.LoadState, fault string) {
 func (c *cache) drop(e *entry) {
 	c.mu.Lock()
 	if c.entries[e.key] == e {
-		delete(c.entries, e.key)
+		if c.entries[e.key] = e.next; e.next == nil {
+			delete(c.entries, e.key)
+		}
 	}
 	shared := c.evicted[e.key] // it may be back soon
 	for _, o := range c.entries {
@@ -334,8 +369,8 @@ func (c *cache) find(model string, version int) (*entry, error) {
 	if best != nil {
 		return best, nil
 	}
-	for k, h := range c.wanted() {
-		if k.model == model && (version == 0 || k.version == version) && c.evicted[k] {
+	for k := range c.evicted {
+		if h, wanted := c.wanted(k); wanted && k.model == model && (version == 0 || k.version == version) {
 			delete(c.evicted, k)
 			c.entries[k] = c.start(h)
 			return c.entries[k], nil

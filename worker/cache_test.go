@@ -314,3 +314,50 @@ func TestCache_DropsFiles(t *testing.T) {
 	b.await("")
 	require.NoFileExists(t, filepath.Join(b.cache.dir, h.digest, "model.onnx"))
 }
+
+// Servers wish for versions one by one; what any of them wishes for is held, and leased when any says so.
+func TestCache_JoinsTheWishesOfServers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	one, two := b.version("m", 1, 0, nil), b.version("m", 2, 0, nil)
+	leased := one
+	leased.leased = true
+	isLeased := func() bool {
+		b.cache.mu.Lock()
+		defer b.cache.mu.Unlock()
+		return b.cache.entries[one.key].leased
+	}
+	b.cache.hold("s", []held{leased})
+	b.cache.hold("t", []held{one})
+	b.await("m:1 READY")
+	require.True(t, isLeased())
+	b.cache.change("s", []held{two}, []key{one.key})
+	b.await("m:1 READY, m:2 READY")
+	require.False(t, isLeased(), "t does not lease it")
+	b.cache.change("t", nil, []key{one.key})
+	b.await("m:2 READY")
+	b.cache.hold("s", []held{one})
+	b.await("m:1 READY")
+}
+
+// A version that is wished for again while it goes comes back: nobody says so a second time.
+func TestCache_ComesBackWhileItGoes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	h := b.version("m", 1, 0, nil)
+	b.cache.hold("s", []held{h})
+	b.await("m:1 READY")
+	for range 30 {
+		b.cache.change("s", nil, []key{h.key})
+		b.cache.change("s", []held{h}, nil)
+		require.Eventually(t, func() bool {
+			b.cache.mu.Lock()
+			defer b.cache.mu.Unlock()
+			e := b.cache.entries[h.key]
+			return e != nil && !e.leaving && e.state == registry.Loaded
+		}, 20*time.Second, time.Millisecond)
+		_, err := b.ask(t.Context(), "m", 1)
+		require.NoError(t, err)
+	}
+	require.FileExists(t, filepath.Join(b.cache.dir, h.digest, "model.onnx"))
+}

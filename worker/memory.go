@@ -49,7 +49,7 @@ func (c *cache) makeRoom(ctx context.Context, e *entry) (free func(), err error)
 				"it takes about %s; this worker has %s of %s left, and routes or runs hold the rest", size(need), size(max(c.memory.budget-used, 0)), size(c.memory.budget))
 		}
 		c.evicted[victim.key] = true
-		victim.cancel()
+		victim.leave()
 		c.mu.Unlock()
 		c.log.Info("unloaded to make room", "model", victim.key.model, "version", victim.version, "for", fmt.Sprintf("%s:%d", e.key.model, e.version))
 		select {
