@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"go.temporal.io/api/enums/v1"
@@ -14,6 +16,7 @@ import (
 const (
 	reconcileEvery = 2 * time.Second
 	startGrace     = 10 * time.Second // a PENDING run this old was not started by who inserted it
+	reapAtOnce     = 50               // workflows looked up in one turn; with more open runs each waits its turn
 	reapGrace      = 5 * time.Second  // a run this old whose workflow is gone will not write its end any more
 )
 
@@ -22,39 +25,61 @@ const (
 func (s *Server) Reconcile(ctx context.Context) error {
 	ticker := time.NewTicker(reconcileEvery)
 	defer ticker.Stop()
-	for {
+	for last := ""; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		}
-		if err := s.reconcileOnce(ctx); err != nil && ctx.Err() == nil {
+		var err error
+		if last, err = s.reconcileOnce(ctx, last); err != nil && ctx.Err() == nil {
 			s.log.Warn("reconcile", "error", err)
 		}
 	}
 }
 
-func (s *Server) reconcileOnce(ctx context.Context) error {
+// reconcileOnce looks up the workflows of the open runs after the last one that was looked up, and returns the last.
+func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error) {
 	open, err := s.store.ListRuns(ctx, registry.RunFilter{Open: true, Limit: 1000})
 	if err != nil {
-		return err
+		return last, err
 	}
+	var begun []registry.Run
 	for _, run := range open {
 		age := time.Since(run.CreatedAt)
 		switch {
 		case run.State == registry.RunPending && run.Parent != "":
 			if err := s.reapIfOrphan(ctx, run); err != nil {
-				return err
+				return last, err
 			}
 		case run.State == registry.RunPending && age > startGrace:
 			s.start(ctx, run)
 		case run.State != registry.RunPending && age > reapGrace && workflowID(run) != "":
-			if err := s.reapIfGone(ctx, run); err != nil {
-				return err
-			}
+			begun = append(begun, run)
 		}
 	}
-	return s.reapOrphans(ctx)
+	begun, last = turn(begun, last, reapAtOnce)
+	for _, run := range begun {
+		if err := s.reapIfGone(ctx, run); err != nil {
+			return last, err
+		}
+	}
+	return last, s.reapOrphans(ctx)
+}
+
+// turn returns up to n runs in order of id, those after the last first, and the id of the last of them.
+func turn(runs []registry.Run, last string, n int) (next []registry.Run, end string) {
+	slices.SortFunc(runs, func(a, b registry.Run) int { return strings.Compare(a.ID, b.ID) })
+	i, there := slices.BinarySearchFunc(runs, last, func(r registry.Run, id string) int { return strings.Compare(r.ID, id) })
+	if there {
+		i++
+	}
+	next = slices.Concat(runs[i:], runs[:i])
+	next = next[:min(n, len(next))]
+	if len(next) > 0 {
+		last = next[len(next)-1].ID
+	}
+	return next, last
 }
 
 // reapIfOrphan ends a run that its parent inserted and will not start any more, because the parent has ended.
@@ -102,14 +127,11 @@ func (s *Server) reapIfGone(ctx context.Context, run registry.Run) error {
 
 // reapOrphans reverts routes whose owner has ended.
 func (s *Server) reapOrphans(ctx context.Context) error {
-	snap, err := s.store.Snapshot(ctx)
+	routes, err := s.store.OwnedRoutes(ctx)
 	if err != nil {
 		return err
 	}
-	for _, r := range snap.Routes {
-		if r.Owner == "" {
-			continue
-		}
+	for _, r := range routes {
 		run, err := s.store.Run(ctx, r.Owner)
 		if err != nil || !run.State.Ended() {
 			continue

@@ -42,6 +42,8 @@ type Routes interface {
 	SetRoute(ctx context.Context, c RouteChange) (Route, error)
 	// Route ends in NotFound for an unknown model.
 	Route(ctx context.Context, model string) (Route, error)
+	// OwnedRoutes lists the present routes that a run owns, by model.
+	OwnedRoutes(ctx context.Context) ([]Route, error)
 	// RouteHistory lists routes newest first, at most limit.
 	RouteHistory(ctx context.Context, model string, limit int) ([]Route, error)
 	// Aliases lists a model's aliases by name.

@@ -40,7 +40,7 @@ func readServed(db *gorm.DB, snap *registry.Snapshot) error {
 	var versions []versionRow
 	var holds []holdRow
 	err := errors.Join(
-		db.Raw("SELECT r.* FROM routes r JOIN models m ON m.name = r.model AND m.route_revision = r.revision ORDER BY r.model").Scan(&routes).Error,
+		presentRoutes(db).Find(&routes).Error,
 		db.Order("model, name").Find(&aliases).Error,
 		db.Where("status = ?", string(registry.Ready)).Order("model, number").Find(&versions).Error,
 		db.Order("model, version, holder").Find(&holds).Error,

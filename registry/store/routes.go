@@ -188,6 +188,20 @@ func (s *Store) RouteHistory(ctx context.Context, model string, limit int) ([]re
 	return convert(rows, routeRow.route)
 }
 
+// presentRoutes selects every model's route, by model.
+func presentRoutes(db *gorm.DB) *gorm.DB {
+	return db.Model(&routeRow{}).Joins("JOIN models ON models.name = routes.model AND models.route_revision = routes.revision").Order("model")
+}
+
+// OwnedRoutes implements registry.Routes.
+func (s *Store) OwnedRoutes(ctx context.Context) ([]registry.Route, error) {
+	var rows []routeRow
+	if err := presentRoutes(s.read.WithContext(ctx)).Where("owner <> ''").Find(&rows).Error; err != nil {
+		return nil, fault("list owned routes", err)
+	}
+	return convert(rows, routeRow.route)
+}
+
 func currentRoute(db *gorm.DB, owner modelRow) (registry.Route, error) {
 	if owner.RouteRevision == 0 {
 		return registry.Route{Model: owner.Name}, nil

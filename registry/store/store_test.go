@@ -157,6 +157,9 @@ func TestStore_SetRoute(t *testing.T) {
 		split.Owner, split.By, split.Aliases = "run-1", "run-1", map[string]int{"challenger": 2}
 		owned, err := s.SetRoute(t.Context(), split)
 		require.NoError(t, err)
+		all, err := s.OwnedRoutes(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, []registry.Route{owned}, all)
 
 		_, err = s.SetRoute(t.Context(), change("c5", owned.Revision, registry.StableOnly(3)))
 		require.Equal(t, registry.Conflict, registry.CodeOf(err))
@@ -165,6 +168,9 @@ func TestStore_SetRoute(t *testing.T) {
 		take.Take = true
 		_, err = s.SetRoute(t.Context(), take)
 		require.NoError(t, err)
+		all, err = s.OwnedRoutes(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, all)
 
 		aliases, err := s.Aliases(t.Context(), "m")
 		require.NoError(t, err)
