@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +44,7 @@ type platform struct {
 	size       int64
 	nan        string // of the model that answers NaN
 	nanSize    int64
+	roles      map[string]*testenv.Process
 }
 
 // startPlatform starts everything and waits until it is whole.
@@ -50,7 +53,7 @@ func startPlatform(ctx context.Context, binary string, servers int) (*platform, 
 	if err != nil {
 		return nil, err
 	}
-	p := &platform{temporalOn: "PostgreSQL"}
+	p := &platform{temporalOn: "PostgreSQL", roles: map[string]*testenv.Process{}}
 	engine, err := testenv.StartTemporalOn(ctx, pg)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "rollouts: Temporal on PostgreSQL:", err)
@@ -89,7 +92,7 @@ func startPlatform(ctx context.Context, binary string, servers int) (*platform, 
 		return nil, err
 	}
 	if err := p.awaitWhole(ctx); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w\n%s", err, p.said())
 	}
 	if p.digest, p.size, err = p.blob(ctx, model(false)); err != nil {
 		return nil, err
@@ -128,6 +131,7 @@ func (p *platform) startRoles(binary string, env []string, scratch string, serve
 		if err != nil {
 			return err
 		}
+		p.roles[name] = process
 		return process.Start()
 	}
 	var attach []string
@@ -190,6 +194,15 @@ func (p *platform) awaitWhole(ctx context.Context) error {
 		}
 		return err == nil && live == len(p.servers)+1
 	})
+}
+
+// said is what the roles wrote, and which of them ended.
+func (p *platform) said() string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(p.roles)) {
+		fmt.Fprintf(&b, "%s (ended: %v):\n%s\n", name, p.roles[name].Exited(), p.roles[name].Log())
+	}
+	return b.String()
 }
 
 func eventually(ctx context.Context, what string, ok func() bool) error {
