@@ -321,38 +321,26 @@ func (a *Traffic) ShiftTraffic(ctx context.Context, in ShiftInput) (ShiftResult,
 }
 
 func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error) {
-	var model registry.Model
-	if in.Gated || len(in.Ready) > 0 {
-		var err error
-		if model, err = a.store.Model(ctx, in.Model); err != nil {
-			return ShiftResult{}, err
-		}
-	}
-	if in.Gated {
-		if gate := gateOf(model, time.Now()); !gate.Opens.IsZero() {
-			return ShiftResult{Gate: gate}, nil
-		}
-	}
-	if in.Hold != nil {
-		if err := a.HoldVersion(ctx, *in.Hold); err != nil {
-			return ShiftResult{}, err
-		}
-	}
 	change := registry.RouteChange{
 		ChangeID: in.RunID + "/" + in.Step, Model: in.Model, Expected: in.Expected, Arms: in.Arms, Salt: in.Salt, By: in.RunID,
-		Actor: in.Actor, Reason: in.Reason,
+		Actor: in.Actor, Reason: in.Reason, Gated: in.Gated,
 	}
 	if in.Owned {
 		change.Owner = in.RunID
 	}
+	if in.Hold != nil {
+		hold := in.Hold.hold(time.Now())
+		change.Hold = &hold
+	}
 	route, err := a.store.SetRoute(ctx, change)
+	if closed, ok := errors.AsType[*registry.GateClosed](err); ok {
+		return ShiftResult{Gate: Gate{closed.Opens, closed.Why}}, nil
+	}
 	if err != nil {
 		return ShiftResult{}, err
 	}
-	for _, version := range in.Ready { // first, for it gives gateways the time that they need
-		if err := poll(ctx, func() (bool, error) { return a.isWarm(ctx, model, version) }); err != nil {
-			return ShiftResult{}, err
-		}
+	if err := a.awaitWarm(ctx, in.Model, in.Ready); err != nil { // first, for it gives gateways the time that they need
+		return ShiftResult{}, err
 	}
 	if err := a.awaitApplied(ctx, route.Event); err != nil {
 		return ShiftResult{}, err
@@ -369,6 +357,23 @@ func (a *Traffic) awaitApplied(ctx context.Context, event int64) error {
 		}
 		return len(registry.Behind(leases, event)) == 0, nil
 	})
+}
+
+// awaitWarm returns once the versions are warm.
+func (a *Traffic) awaitWarm(ctx context.Context, name string, versions []int) error {
+	if len(versions) == 0 {
+		return nil
+	}
+	model, err := a.store.Model(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, v := range versions {
+		if err := poll(ctx, func() (bool, error) { return a.isWarm(ctx, model, v) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // isWarm says whether a version is loaded on as many workers as the model's serving config asks for, of those that have
@@ -461,11 +466,15 @@ type HoldInput struct {
 
 // HoldVersion keeps a version loaded and out of Retention's reach.
 func (a *Traffic) HoldVersion(ctx context.Context, in HoldInput) error {
+	return Fault(a.store.SetHold(ctx, in.hold(time.Now()), "run/"+in.RunID))
+}
+
+func (in HoldInput) hold(now time.Time) registry.Hold {
 	h := registry.Hold{Model: in.Model, Version: in.Version, Holder: in.RunID}
 	if in.For > 0 {
-		h.Until = time.Now().Add(in.For)
+		h.Until = now.Add(in.For)
 	}
-	return Fault(a.store.SetHold(ctx, h, "run/"+in.RunID))
+	return h
 }
 
 // BakeInput says what to watch and for how long.

@@ -122,9 +122,20 @@ type RouteChange struct {
 	By       string         // run that makes the change, "" when a person does
 	Take     bool           // an operator takes the route from its owner
 	Aliases  map[string]int // alias -> version, 0 to remove; Champion follows the stable arm by itself
+	Gated    bool           // only when the model's policy lets traffic move now
+	Hold     *Hold          // placed with the change
 	Actor    string
 	Reason   string
 }
+
+// GateClosed is why a gated change of a route was not made.
+type GateClosed struct {
+	Opens time.Time
+	Why   string
+}
+
+// Error implements error.
+func (g *GateClosed) Error() string { return "no traffic may move now: " + g.Why }
 
 // Next returns the route that follows current when c is applied. It ends in Conflict when the revision moved on or
 // another run owns the route, and in Invalid when the arms make no route or an alias is malformed.

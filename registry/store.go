@@ -38,7 +38,7 @@ type Versions interface {
 type Routes interface {
 	// SetRoute is one transaction: compare-and-set on the revision, route, aliases, history, event. A repeated change
 	// id returns the revision it already made. It ends in NotFound, Invalid, Conflict or, when an arm's version is not
-	// READY, Precondition.
+	// READY, Precondition, which wraps GateClosed when it is that.
 	SetRoute(ctx context.Context, c RouteChange) (Route, error)
 	// Route ends in NotFound for an unknown model.
 	Route(ctx context.Context, model string) (Route, error)

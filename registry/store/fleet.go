@@ -41,23 +41,25 @@ func (s *Store) Leases(ctx context.Context, kind registry.LeaseKind, after time.
 
 // SetHold implements registry.Fleet.
 func (s *Store) SetHold(ctx context.Context, h registry.Hold, actor string) error {
-	return s.change(ctx, "set hold", func(t *tx) error {
-		if _, err := readVersion(t.DB, h.Model, h.Version); err != nil {
-			return err
-		}
-		row := holdRow{Model: h.Model, Version: h.Version, Holder: h.Holder, Until: micros(h.Until)}
-		var err error
-		if h.Until.After(t.now) {
-			err = t.Save(&row).Error
-		} else {
-			err = t.Delete(&row).Error
-		}
-		if err != nil {
-			return err
-		}
-		_, err = t.emit(registry.Event{Type: registry.HoldChanged, Model: h.Model, Version: h.Version, Actor: actor}, h)
+	return s.change(ctx, "set hold", func(t *tx) error { return t.setHold(h, actor) })
+}
+
+func (t *tx) setHold(h registry.Hold, actor string) error {
+	if _, err := readVersion(t.DB, h.Model, h.Version); err != nil {
 		return err
-	})
+	}
+	row := holdRow{Model: h.Model, Version: h.Version, Holder: h.Holder, Until: micros(h.Until)}
+	var err error
+	if h.Until.After(t.now) {
+		err = t.Save(&row).Error
+	} else {
+		err = t.Delete(&row).Error
+	}
+	if err != nil {
+		return err
+	}
+	_, err = t.emit(registry.Event{Type: registry.HoldChanged, Model: h.Model, Version: h.Version, Actor: actor}, h)
+	return err
 }
 
 // Holds implements registry.Fleet.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"time"
 
 	"gorm.io/gorm"
 
@@ -31,10 +32,32 @@ func (s *Store) SetRoute(ctx context.Context, c registry.RouteChange) (registry.
 		if err := t.checkArms(next, current, c.Aliases); err != nil {
 			return err
 		}
+		if c.Gated {
+			if err := owner.checkGate(t.now); err != nil {
+				return err
+			}
+		}
+		if c.Hold != nil {
+			if err := t.setHold(*c.Hold, c.Actor); err != nil {
+				return err
+			}
+		}
 		made, err = t.writeRoute(owner, current, next, c)
 		return err
 	})
 	return made, err
+}
+
+// checkGate ends in Precondition when the model's policy lets no traffic move now.
+func (r modelRow) checkGate(now time.Time) error {
+	m, err := r.model()
+	if err != nil {
+		return err
+	}
+	if opens, why := m.Rollout.Open(now); !opens.IsZero() {
+		return &registry.Error{Code: registry.Precondition, Op: "set route of " + m.Name, Err: &registry.GateClosed{Opens: opens, Why: why}}
+	}
+	return nil
 }
 
 // routesOf returns a model's current route, and the one that the change id made already; a route that is not there is

@@ -133,6 +133,51 @@ func change(id string, expected int64, arms []registry.Arm) registry.RouteChange
 	return registry.RouteChange{ChangeID: id, Model: "m", Expected: expected, Arms: arms, Actor: "ann", Reason: "test"}
 }
 
+// A gated change is made when the policy lets traffic move, with the hold that it places; once made it stays made.
+func TestStore_SetRouteGated(t *testing.T) {
+	backends(t, func(t *testing.T, dsn string) {
+		s := open(t, dsn)
+		seed(t, s, "m", 2)
+		first := change("c1", 0, registry.StableOnly(1))
+		first.Gated = true
+		_, err := s.SetRoute(t.Context(), first)
+		require.NoError(t, err)
+
+		freeze := func(until time.Time) {
+			m, err := s.Model(t.Context(), "m")
+			require.NoError(t, err)
+			m.Rollout.FrozenUntil, m.Rollout.FreezeReason = until, "inventory"
+			_, err = s.ConfigureModel(t.Context(), m, m.ConfigRevision, "ann")
+			require.NoError(t, err)
+		}
+		until := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
+		freeze(until)
+		next := change("c2", 1, registry.StableOnly(2))
+		next.Gated, next.Hold = true, &registry.Hold{Model: "m", Version: 1, Holder: "watch", Until: time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond)}
+		_, err = s.SetRoute(t.Context(), next)
+		require.Equal(t, registry.Precondition, registry.CodeOf(err))
+		var closed *registry.GateClosed
+		require.ErrorAs(t, err, &closed)
+		require.Equal(t, until, closed.Opens.UTC())
+		require.Contains(t, closed.Why, "inventory")
+		holds, err := s.Holds(t.Context(), time.Now())
+		require.NoError(t, err)
+		require.Empty(t, holds)
+
+		freeze(time.Time{})
+		made, err := s.SetRoute(t.Context(), next)
+		require.NoError(t, err)
+		holds, err = s.Holds(t.Context(), time.Now())
+		require.NoError(t, err)
+		require.Equal(t, []registry.Hold{*next.Hold}, holds)
+
+		freeze(until)
+		again, err := s.SetRoute(t.Context(), next)
+		require.NoError(t, err, "whoever did not hear of it asks again")
+		require.Equal(t, made, again)
+	})
+}
+
 func TestStore_SetRoute(t *testing.T) {
 	backends(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn)
