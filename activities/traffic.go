@@ -168,10 +168,8 @@ func (a *Traffic) preflight(ctx context.Context, in PreflightInput) (PreflightRe
 			candidates = append(candidates, v.Version)
 		}
 	}
-	for _, candidate := range candidates {
-		if err := a.checkCandidate(ctx, in.RunID, in.Model, candidate, route); err != nil {
-			return PreflightResult{}, err
-		}
+	if err := a.checkCandidates(ctx, in.RunID, route, candidates); err != nil {
+		return PreflightResult{}, err
 	}
 	if route.StableVersion() == 0 && in.Plan.Strategy != registry.AllAtOnce && (in.Plan.Experiment != nil || in.Plan.Shadow > 0) {
 		return PreflightResult{}, registry.Errorf(registry.Precondition, "model %s has no stable version to compare with: promote one first", in.Model)
@@ -241,30 +239,33 @@ func (a *Traffic) forecast(ctx context.Context, in PreflightInput, out *Prefligh
 	return nil
 }
 
-func (a *Traffic) checkCandidate(ctx context.Context, run, model string, candidate int, route registry.Route) error {
-	v, err := a.store.Version(ctx, model, candidate)
+// checkCandidates ends in an error unless every candidate can take the place of the stable version.
+func (a *Traffic) checkCandidates(ctx context.Context, run string, route registry.Route, candidates []int) error {
+	stable, wanted := route.StableVersion(), candidates
+	if stable != 0 {
+		wanted = append(slices.Clone(candidates), stable)
+	}
+	versions, err := a.store.PickVersions(ctx, route.Model, wanted...)
 	if err != nil {
 		return err
 	}
-	if v.Status != registry.Ready {
-		return registry.Errorf(registry.Precondition, "version %d of %s is %s, not READY", candidate, model, v.Status)
-	}
-	if route.Owner != "" && route.Owner != run {
-		return registry.Errorf(registry.Conflict, "the route of %s is owned by run %s", model, route.Owner)
-	}
-	stable := route.StableVersion()
-	if stable == candidate && len(route.Arms) == 1 {
-		return registry.Errorf(registry.Precondition, "version %d of %s has all the traffic already", candidate, model)
-	}
-	if stable == 0 {
-		return nil
-	}
-	champion, err := a.store.Version(ctx, model, stable)
-	if err != nil {
-		return err
-	}
-	if err := champion.Signature.Compatible(v.Signature); err != nil {
-		return registry.Errorf(registry.Invalid, "version %d cannot take the place of version %d: %w", candidate, stable, err)
+	for _, n := range candidates {
+		v := versions[n]
+		if v.Status != registry.Ready {
+			return registry.Errorf(registry.Precondition, "version %d of %s is %s, not READY", n, route.Model, v.Status)
+		}
+		if route.Owner != "" && route.Owner != run {
+			return registry.Errorf(registry.Conflict, "the route of %s is owned by run %s", route.Model, route.Owner)
+		}
+		if stable == n && len(route.Arms) == 1 {
+			return registry.Errorf(registry.Precondition, "version %d of %s has all the traffic already", n, route.Model)
+		}
+		if stable == 0 {
+			continue
+		}
+		if err := versions[stable].Signature.Compatible(v.Signature); err != nil {
+			return registry.Errorf(registry.Invalid, "version %d cannot take the place of version %d: %w", n, stable, err)
+		}
 	}
 	return nil
 }

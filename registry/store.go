@@ -26,6 +26,8 @@ type Versions interface {
 	CreateVersion(ctx context.Context, v Version, run Run) (Version, error)
 	// Version ends in NotFound.
 	Version(ctx context.Context, model string, number int) (Version, error)
+	// PickVersions returns versions of a model by number. It ends in NotFound when one is missing.
+	PickVersions(ctx context.Context, model string, numbers ...int) (map[int]Version, error)
 	// ListVersions lists the versions of a model, newest first. It ends in NotFound for an unknown model.
 	ListVersions(ctx context.Context, model string) ([]Version, error)
 	// FinishVersion makes a PENDING version READY (reason "") or FAILED; repeating the same outcome is no error.

@@ -189,16 +189,11 @@ func (g *Gateway) followOnce(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
-		var served []registry.Event
-		for _, e := range events {
-			next, other, err := t.apply(e)
-			if err != nil {
-				return err
-			}
-			if t = next; other {
-				served = append(served, e)
-			}
+		next, served, err := t.apply(events...)
+		if err != nil {
+			return err
 		}
+		t = next
 		if len(served) == 0 { // nobody waits for it: the next renewal acknowledges it
 			g.table.Store(t)
 			continue

@@ -54,11 +54,9 @@ func (j *journal) read() (*table, error) {
 		if e.Number <= t.position { // the snapshot was written, and the process killed before it could empty the file
 			continue
 		}
-		next, _, err := (&table{position: e.Number - 1, models: t.models}).apply(e) // those between are not served
-		if err != nil {
+		if err := t.change(e); err != nil {
 			return nil, err
 		}
-		t = next
 	}
 	return t, nil
 }

@@ -28,12 +28,11 @@ func onRoute(t *testing.T, number int64, version int) registry.Event {
 // after returns the table after events, which need not be neighbours.
 func after(t *testing.T, before *table, events ...registry.Event) *table {
 	t.Helper()
+	next := newTable(before.snapshot())
 	for _, e := range events {
-		next, _, err := (&table{position: e.Number - 1, models: before.models}).apply(e)
-		require.NoError(t, err)
-		before = next
+		require.NoError(t, next.change(e))
 	}
-	return before
+	return next
 }
 
 // killed returns what a gateway finds that starts after one was killed: the journal is not closed.

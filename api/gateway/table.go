@@ -11,7 +11,7 @@ import (
 	"github.com/orrery-ml/orrery/registry"
 )
 
-// table is what a gateway knows of the registry. It is never changed; apply makes the next one.
+// table is what a gateway knows of the registry. Once it is served it is never changed; apply makes the next one.
 type table struct {
 	position int64
 	models   map[string]served
@@ -70,24 +70,39 @@ func (t *table) snapshot() registry.Snapshot {
 	return s
 }
 
-// apply returns the table after an event, and whether it serves otherwise than before. An event that is not the next
-// one is a fault of the feed.
-func (t *table) apply(e registry.Event) (next *table, changed bool, err error) {
-	if e.Number != t.position+1 {
-		return t, false, fmt.Errorf("event %d came after %d", e.Number, t.position)
+// apply returns the table after events, and those of them that change what is served. An event that is not the next one
+// is a fault of the feed.
+func (t *table) apply(events ...registry.Event) (next *table, served []registry.Event, err error) {
+	next = &table{position: t.position, models: t.models}
+	for _, e := range events {
+		if e.Number != next.position+1 {
+			return t, nil, fmt.Errorf("event %d came after %d", e.Number, next.position)
+		}
+		next.position = e.Number
+		if !e.Type.Served() {
+			continue
+		}
+		if served == nil {
+			next.models = maps.Clone(t.models)
+		}
+		if err := next.change(e); err != nil {
+			return t, nil, err
+		}
+		served = append(served, e)
 	}
-	next = &table{position: e.Number, models: t.models}
-	if !e.Type.Served() {
-		return next, false, nil
-	}
-	next.models = maps.Clone(t.models)
-	if err := next.change(e); err != nil {
-		return t, false, fmt.Errorf("event %d, %s: %w", e.Number, e.Type, err)
-	}
-	return next, true, nil
+	return next, served, nil
 }
 
+// change makes this table the one after an event that is served.
 func (t *table) change(e registry.Event) error {
+	if err := t.changeModel(e); err != nil {
+		return fmt.Errorf("event %d, %s: %w", e.Number, e.Type, err)
+	}
+	t.position = e.Number
+	return nil
+}
+
+func (t *table) changeModel(e registry.Event) error {
 	m := t.models[e.Model]
 	switch e.Type {
 	case registry.ModelCreated:

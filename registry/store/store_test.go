@@ -178,6 +178,22 @@ func TestStore_SetRouteGated(t *testing.T) {
 	})
 }
 
+func TestStore_PickVersions(t *testing.T) {
+	backends(t, func(t *testing.T, dsn string) {
+		s := open(t, dsn)
+		seed(t, s, "m", 3)
+		found, err := s.PickVersions(t.Context(), "m", 3, 1)
+		require.NoError(t, err)
+		require.Len(t, found, 2)
+		require.Equal(t, [2]int{1, 3}, [2]int{found[1].Number, found[3].Number})
+		_, err = s.PickVersions(t.Context(), "m", 1, 4)
+		require.Equal(t, registry.NotFound, registry.CodeOf(err))
+		require.ErrorContains(t, err, "no version 4; its newest is 3")
+		_, err = s.PickVersions(t.Context(), "n", 1)
+		require.ErrorContains(t, err, `no model "n"`)
+	})
+}
+
 func TestStore_SetRoute(t *testing.T) {
 	backends(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn)

@@ -54,6 +54,30 @@ func (s *Store) Version(ctx context.Context, model string, number int) (registry
 	return row.version()
 }
 
+// PickVersions implements registry.Versions.
+func (s *Store) PickVersions(ctx context.Context, model string, numbers ...int) (map[int]registry.Version, error) {
+	db := s.read.WithContext(ctx)
+	var rows []versionRow
+	if err := db.Where("model = ? AND number IN ?", model, numbers).Find(&rows).Error; err != nil {
+		return nil, fault("read versions", err)
+	}
+	list, err := convert(rows, versionRow.version)
+	if err != nil {
+		return nil, err
+	}
+	found := map[int]registry.Version{}
+	for _, v := range list {
+		found[v.Number] = v
+	}
+	for _, n := range numbers {
+		if _, ok := found[n]; !ok {
+			_, err := readVersion(db, model, n)
+			return nil, fault("read version", err)
+		}
+	}
+	return found, nil
+}
+
 func readVersion(db *gorm.DB, model string, number int) (versionRow, error) {
 	var row versionRow
 	err := db.Where("model = ? AND number = ?", model, number).Take(&row).Error
