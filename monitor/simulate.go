@@ -57,17 +57,18 @@ type RivalResult struct {
 // The judges that are compared.
 const (
 	OurJudge      = "Orrery"
+	Oracle        = "one that knew both error rates"
 	ThresholdRule = "error rate > 5 % in any minute"
 	PeekedZ       = "z-test, 0.05, every minute"
 	MannWhitney   = "Mann-Whitney, every 10 minutes"
 )
 
 // Rivals are the judges in the order of the table.
-var Rivals = []string{OurJudge, ThresholdRule, PeekedZ, MannWhitney}
+var Rivals = []string{OurJudge, Oracle, ThresholdRule, PeekedZ, MannWhitney}
 
 // simulated is one bake: when each judge rolled back, 0 for never, and our last verdict.
 type simulated struct {
-	at     [4]float64
+	at     [5]float64
 	last   Verdict
 	minute []float64 // our e-value at the end of every minute
 }
@@ -128,7 +129,7 @@ func simulateOnce(s Scenario, p Plan, r Source) simulated {
 	var tally Tally
 	var rivals rivalState
 	broken := r.Float64() // where the broken caller's hash lies
-	step := -1
+	step, known := -1, 0.0
 	for minute := range p.Minutes {
 		now := minute * len(p.Steps) / p.Minutes
 		fresh := now != step
@@ -141,7 +142,11 @@ func simulateOnce(s Scenario, p Plan, r Source) simulated {
 			tally.Add(g)
 			counts[0].add(g.Stable)
 			counts[1].add(g.Candidate)
-			if at := float64(minute) + float64(window+1)/simWindows; out.at[0] == 0 && meanExp(tally.Bets) >= 1/p.Judge.MetricBudget() {
+			at := float64(minute) + float64(window+1)/simWindows
+			if known += s.likelihood(g.Candidate); out.at[1] == 0 && known >= -math.Log(p.Judge.MetricBudget()) {
+				out.at[1] = at
+			}
+			if out.at[0] == 0 && meanExp(tally.Bets) >= 1/p.Judge.MetricBudget() {
 				out.at[0] = at
 			}
 		}
@@ -155,8 +160,8 @@ func simulateOnce(s Scenario, p Plan, r Source) simulated {
 		}
 		rivals.see(counts)
 		for i, trips := range []bool{rivals.threshold(), rivals.z(), rivals.mannWhitney()} {
-			if trips && out.at[i+1] == 0 {
-				out.at[i+1] = float64(minute + 1)
+			if trips && out.at[i+2] == 0 {
+				out.at[i+2] = float64(minute + 1)
 			}
 		}
 	}
@@ -164,6 +169,14 @@ func simulateOnce(s Scenario, p Plan, r Source) simulated {
 		out.last = Rollback
 	}
 	return out
+}
+
+// likelihood is the logarithm of how much likelier the candidate's votes are at its true error rate than at the stable
+// arm's. Its sum is the sequential probability ratio test (Wald 1945): no test with the same chance of a false rollback is
+// faster on average (Wald and Wolfowitz 1948), but it has to know both rates.
+func (s Scenario) likelihood(c ArmCount) float64 {
+	failed := float64(c.VoteFails)
+	return failed*math.Log(s.Candidate/s.Base) + (float64(c.Votes)-failed)*math.Log((1-s.Candidate)/(1-s.Base))
 }
 
 // window is five seconds of traffic.

@@ -107,7 +107,7 @@ func (p *program) simulate(o simulation) error {
 			return err
 		}
 	}
-	fmt.Fprintf(p.stdout, "%d roll-outs of each kind, %s, seed %d; share rolled back with its 95 %% interval, and the median minute.\n\n| requests a minute | candidate | %s | promoted by Orrery |\n|---|---|%s---|\n",
+	fmt.Fprintf(p.stdout, "%d roll-outs of each kind, %s, seed %d; share rolled back with its 95 %% interval, the median minute, and the share within five minutes.\n\n| requests a minute | candidate | %s | promoted by Orrery |\n|---|---|%s---|\n",
 		o.runs, stepsText(plan), o.seed, strings.Join(monitor.Rivals, " | "), strings.Repeat("---|", len(monitor.Rivals)))
 	for _, rpm := range o.perMinute {
 		for _, s := range o.scenarios(rpm) {
@@ -117,6 +117,9 @@ func (p *program) simulate(o simulation) error {
 				cell := fmt.Sprintf("%.1f %% (%.1f to %.1f)", 100*r.RolledBack.Share, 100*r.RolledBack.Lower, 100*r.RolledBack.Upper)
 				if r.Minutes > 0 {
 					cell += fmt.Sprintf(", min. %.1f", r.Minutes)
+				}
+				if s.Candidate > s.Base {
+					cell += fmt.Sprintf(", %.0f %% within 5", 100*r.Within5.Share)
 				}
 				cells = append(cells, cell)
 			}
