@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -60,6 +61,7 @@ type Server struct {
 	authority *authority
 	log       *slog.Logger
 	told      sync.WaitGroup // messages to workflows that nobody waits for
+	pinged    atomic.Int64   // when Temporal last answered, in Unix nanoseconds
 }
 
 var _ StrictServerInterface = (*Server)(nil)

@@ -38,13 +38,17 @@ func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, 
 	for first, all := true, true; ; first = false {
 		models := g.fleet.rung(w)
 		t := g.table.Load()
-		if all || models == nil {
+		if all = all || models == nil; all {
 			models = slices.Concat(slices.Collect(maps.Keys(t.models)), slices.Collect(maps.Keys(told)))
 		}
 		news := &attach.AttachResponse{Position: t.position}
 		workers := g.fleet.candidates()
 		for _, name := range slices.Compact(slices.Sorted(slices.Values(models))) {
-			g.reassign(told, t, name, g.placedOn(w.id, workers, t.models[name], time.Now()), news)
+			list := g.placedOn(w.id, workers, t.models[name], time.Now())
+			if !all {
+				told.keepLeased(name, list)
+			}
+			g.reassign(told, t, name, list, news)
 		}
 		if first || len(news.GetHeld())+len(news.GetDropped()) > 0 {
 			if err := stream.Send(news); err != nil {
@@ -85,6 +89,15 @@ func (g *Gateway) placedOn(worker string, workers []candidate, m served, now tim
 		}
 	}
 	return list
+}
+
+// keepLeased leaves versions of the list leased that the worker was told are: that nothing leases them any more matters
+// only when memory is short, and can wait for the next look at all models.
+func (a assignment) keepLeased(model string, list []given) {
+	for i, n := range list {
+		n.leased = true
+		list[i].leased = list[i].leased || slices.Contains(a[model], n)
+	}
 }
 
 // reassign adds to the news how what a worker should hold of a model differs from what it was told.

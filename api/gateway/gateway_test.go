@@ -281,6 +281,9 @@ func TestReassign_TellsWhatChanged(t *testing.T) {
 	require.Equal(t, []string{"m/1"}, dropped)
 	held, _ = tell(given{2, 2, true}, given{3, 2, true})
 	require.Len(t, held, 2, "the serving config changed")
+	list := []given{{2, 2, false}, {3, 3, false}}
+	told.keepLeased("m", list)
+	require.Equal(t, []given{{2, 2, true}, {3, 3, false}}, list, "what changed otherwise is told as it is")
 	held, dropped = tell()
 	require.Empty(t, held)
 	require.Equal(t, []string{"m/2", "m/3"}, dropped)

@@ -112,16 +112,12 @@ func (t *tx) checkArms(next, current registry.Route, aliases map[string]int) err
 }
 
 func (t *tx) writeRoute(owner modelRow, current, next registry.Route, c registry.RouteChange) (registry.Route, error) {
-	wanted := maps.Clone(c.Aliases)
-	if wanted == nil {
-		wanted = map[string]int{}
-	}
-	if next.StableVersion() != current.StableVersion() {
-		wanted[registry.Champion] = next.StableVersion()
-	}
-	moves, err := t.aliasMoves(wanted, c)
+	moves, err := t.aliasMoves(c.Aliases, c)
 	if err != nil {
 		return next, err
+	}
+	if from, to := current.StableVersion(), next.StableVersion(); from != to {
+		moves = append(moves, registry.AliasMove{Model: c.Model, Name: registry.Champion, From: from, To: to, At: t.now, Actor: c.Actor, Reason: c.Reason})
 	}
 	said := news{registry.Event{Type: registry.RouteChanged, Model: c.Model, Version: next.StableVersion(), Run: c.By, Actor: c.Actor}, next}
 	first, err := t.emitAll(append([]news{said}, newsOf(moves, c)...)...)
