@@ -42,21 +42,13 @@ func (s *Server) runDTO(r registry.Run) Run {
 	return out
 }
 
-// pingFresh is how long an answer of Temporal is good for. A run that is inserted while it goes away is started by the
-// reconciler when it is back.
-const pingFresh = time.Second
-
 // pingTemporal ends in Unavailable when Temporal does not answer, before anything is written.
 func (s *Server) pingTemporal(ctx context.Context) error {
-	if time.Now().UnixNano()-s.pinged.Load() < int64(pingFresh) {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if _, err := s.temporal.CheckHealth(ctx, &client.CheckHealthRequest{}); err != nil {
 		return registry.Errorf(registry.Unavailable, "Temporal does not answer; inference and rollback go on without it")
 	}
-	s.pinged.Store(time.Now().UnixNano())
 	return nil
 }
 

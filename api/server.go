@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -61,7 +60,6 @@ type Server struct {
 	authority *authority
 	log       *slog.Logger
 	told      sync.WaitGroup // messages to workflows that nobody waits for
-	pinged    atomic.Int64   // when Temporal last answered, in Unix nanoseconds
 }
 
 var _ StrictServerInterface = (*Server)(nil)
