@@ -253,7 +253,7 @@ func (r *rollout) allStages() []stage {
 // stageOnce sets a stage's traffic and bakes it.
 func (r *rollout) stageOnce(ctx workflow.Context, s stage) error {
 	if !r.Set {
-		if err := r.await(ctx, func() bool { return !r.Paused }, time.Time{}); err != nil || r.stop != "" {
+		if err := r.awaitResume(ctx, s); err != nil || r.stop != "" {
 			return err
 		}
 		r.enter(ctx, s.phase)
@@ -270,6 +270,27 @@ func (r *rollout) stageOnce(ctx workflow.Context, s stage) error {
 		r.First = r.Revision
 	}
 	return r.bake(ctx, s)
+}
+
+// awaitResume returns at once unless the roll-out is paused; then the run says so.
+func (r *rollout) awaitResume(ctx workflow.Context, s stage) error {
+	if !r.Paused {
+		return nil
+	}
+	shown := false
+	if workflow.GetVersion(ctx, "show-pause-before-traffic", workflow.DefaultVersion, 1) != workflow.DefaultVersion {
+		var err error
+		if shown, err = r.showWaiting(ctx, s); err != nil {
+			return err
+		}
+	}
+	if err := r.await(ctx, func() bool { return !r.Paused }, time.Time{}); err != nil || r.stop != "" {
+		return err
+	}
+	if shown { // the change of the traffic says that it goes on
+		r.Waiting = false
+	}
+	return nil
 }
 
 // shift sets the route; it is the run's as long as it has arms beside the stable one.

@@ -555,6 +555,16 @@ func TestRollout_MockedActivities_ThePauseIsShown(t *testing.T) {
 	require.Equal(t, activities.NoteRunInput{RunID: "r", State: registry.RunRunning, Phase: "step 1 of 2: 10 %", Progress: 0.25}, w.notes[1])
 }
 
+// One that is paused while it warms, before it moves any traffic, says so too; the change of the traffic says that it goes on.
+func TestRollout_MockedActivities_ThePauseBeforeTrafficIsShown(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	w.say(workflows.PauseUpdate, time.Second, workflows.Decision{})
+	w.say(workflows.ResumeUpdate, 10*time.Minute, workflows.Decision{})
+	require.Equal(t, registry.Promoted, w.run(t).Outcome)
+	require.Equal(t, []activities.NoteRunInput{{RunID: "r", State: registry.RunWaiting, Phase: "step 1 of 2: 10 % (paused)", Progress: 0.25}}, w.notes)
+}
+
 // What a person says while the run is told that it is paused holds too: no bake begins that nobody would wake.
 func TestRollout_MockedActivities_DecisionsWhileTheRunIsTold(t *testing.T) {
 	t.Parallel()

@@ -23,6 +23,7 @@ const (
 	exitConflict    = 4
 	exitUnavailable = 5
 	exitNotPromoted = 6
+	exitInterrupted = 130 // as a shell says of SIGINT
 )
 
 // exitError carries an exit code.
@@ -75,6 +76,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	if !started { // an unknown command or the wrong number of arguments
 		err = &exitError{exitUsage, err}
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(stderr, "orrery: interrupted; what was started goes on")
+		return exitInterrupted
 	}
 	fmt.Fprintln(stderr, "orrery:", err)
 	if e, ok := errors.AsType[*exitError](err); ok {
