@@ -40,7 +40,7 @@ func (s *Server) Reconcile(ctx context.Context) error {
 
 // reconcileOnce looks up the workflows of the open runs after the last one that was looked up, and returns the last.
 func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error) {
-	open, err := s.store.ListRuns(ctx, registry.RunFilter{Open: true, Limit: 1000})
+	open, err := s.openRuns(ctx)
 	if err != nil {
 		return last, err
 	}
@@ -65,6 +65,21 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 		}
 	}
 	return last, s.reapOrphans(ctx)
+}
+
+// openRuns lists all runs that have not ended.
+func (s *Server) openRuns(ctx context.Context) (open []registry.Run, err error) {
+	const page = 1000
+	for after := ""; ; {
+		list, err := s.store.ListRuns(ctx, registry.RunFilter{Open: true, After: after, Limit: page})
+		if err != nil {
+			return nil, err
+		}
+		if open = append(open, list...); len(list) < page {
+			return open, nil
+		}
+		after = list[page-1].ID
+	}
 }
 
 // turn returns up to n runs in order of id, those after the last first, and the id of the last of them.

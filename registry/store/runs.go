@@ -78,7 +78,7 @@ func (s *Store) ListRuns(ctx context.Context, f registry.RunFilter) ([]registry.
 		query = query.Where("ended_at = 0")
 	}
 	if f.After != "" {
-		query = query.Where("created_at < (SELECT created_at FROM runs WHERE id = ?)", f.After)
+		query = query.Where("(created_at, id) < (SELECT created_at, id FROM runs WHERE id = ?)", f.After)
 	}
 	limit := f.Limit
 	if limit <= 0 {
