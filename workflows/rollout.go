@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
@@ -272,27 +271,6 @@ func (r *rollout) stageOnce(ctx workflow.Context, s stage) error {
 	return r.bake(ctx, s)
 }
 
-// awaitResume returns at once unless the roll-out is paused; then the run says so.
-func (r *rollout) awaitResume(ctx workflow.Context, s stage) error {
-	if !r.Paused {
-		return nil
-	}
-	shown := false
-	if workflow.GetVersion(ctx, "show-pause-before-traffic", workflow.DefaultVersion, 1) != workflow.DefaultVersion {
-		var err error
-		if shown, err = r.showWaiting(ctx, s); err != nil {
-			return err
-		}
-	}
-	if err := r.await(ctx, func() bool { return !r.Paused }, time.Time{}); err != nil || r.stop != "" {
-		return err
-	}
-	if shown { // the change of the traffic says that it goes on
-		r.Waiting = false
-	}
-	return nil
-}
-
 // shift sets the route; it is the run's as long as it has arms beside the stable one.
 func (r *rollout) shift(ctx workflow.Context, step string, arms []registry.Arm, ready []int) error {
 	var traffic *activities.Traffic
@@ -356,22 +334,6 @@ func (r *rollout) bake(ctx workflow.Context, s stage) error {
 		}
 	}
 	return nil
-}
-
-// showWaiting lets the run say that it is paused or held, and that it goes on, unless it says so already.
-func (r *rollout) showWaiting(ctx workflow.Context, s stage) (shown bool, err error) {
-	waits := r.Paused || r.Held != ""
-	if waits == r.Waiting || workflow.GetVersion(ctx, "show-waiting", workflow.DefaultVersion, 1) == workflow.DefaultVersion {
-		return false, nil
-	}
-	r.Waiting = waits
-	switch {
-	case r.Held != "":
-		return true, r.note(ctx, registry.RunWaiting, phaseHeld+": "+r.Held)
-	case r.Paused:
-		return true, r.note(ctx, registry.RunWaiting, s.phase+" (paused)")
-	}
-	return true, r.note(ctx, registry.RunRunning, s.phase)
 }
 
 // forever is longer than any roll-out.
@@ -458,80 +420,6 @@ func (r *rollout) allocate(ctx workflow.Context) error {
 	return err
 }
 
-// await waits until done, or until a time that is not zero, and meanwhile watches what has traffic. It returns with
-// r.stop set when the roll-out was decided.
-func (r *rollout) await(ctx workflow.Context, done func() bool, until time.Time) error {
-	for !done() && r.stop == "" {
-		left := until.Sub(workflow.Now(ctx))
-		if !until.IsZero() && left <= 0 {
-			return nil
-		}
-		if r.First == 0 {
-			decided := func() bool { return done() || r.stop != "" }
-			if until.IsZero() {
-				return workflow.Await(ctx, decided)
-			}
-			_, err := workflow.AwaitWithTimeout(ctx, left, decided)
-			return err
-		}
-		if err := r.continueAsNew(ctx); err != nil {
-			return err
-		}
-		slice := int64(0)
-		if !until.IsZero() {
-			slice = min(int64(left/time.Second)+1, 15*60)
-		}
-		if _, err := r.look(ctx, true, slice); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *rollout) awaitApproval(ctx workflow.Context) error {
-	if r.in.Plan.Approvals == 0 || len(r.Approvals) >= r.in.Plan.Approvals {
-		return nil
-	}
-	if err := r.note(ctx, registry.RunWaiting, phaseApproval); err != nil {
-		return err
-	}
-	until := time.Time{}
-	if r.in.Plan.ApprovalSeconds > 0 {
-		until = workflow.Now(ctx).Add(time.Duration(r.in.Plan.ApprovalSeconds) * time.Second)
-	}
-	approved := func() bool { return len(r.Approvals) >= r.in.Plan.Approvals }
-	err := r.await(ctx, approved, until)
-	if err == nil && r.stop == "" && !approved() {
-		r.conclude(registry.Rejected, fmt.Sprintf("%d of %d approved it within %d seconds", len(r.Approvals), r.in.Plan.Approvals, r.in.Plan.ApprovalSeconds))
-	}
-	return err
-}
-
-// lookAgain is how often a closed gate is looked at, in case that nobody said that the policy changed.
-const lookAgain = 5 * time.Minute
-
-// awaitGate waits until the model's policy lets traffic move.
-func (r *rollout) awaitGate(ctx workflow.Context, gate activities.Gate) error {
-	var traffic *activities.Traffic
-	for !gate.Opens.IsZero() && r.stop == "" {
-		if err := r.note(ctx, registry.RunWaiting, phaseGate+": "+gate.Why); err != nil {
-			return err
-		}
-		until := workflow.Now(ctx).Add(lookAgain)
-		if gate.Opens.Before(until) {
-			until = gate.Opens
-		}
-		r.policy = false
-		if err := r.await(ctx, func() bool { return r.policy }, until); err != nil || r.stop != "" {
-			return err
-		}
-		if err := workflow.ExecuteActivity(quick(ctx), traffic.LookAtGate, r.in.Model).Get(ctx, &gate); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // continueAsNew ends this execution in the next one when its history is long.
 func (r *rollout) continueAsNew(ctx workflow.Context) error {
 	info := workflow.GetInfo(ctx)
@@ -545,98 +433,6 @@ func (r *rollout) continueAsNew(ctx workflow.Context) error {
 	state := r.RolloutState
 	next.Resume = &state
 	return workflow.NewContinueAsNewError(ctx, RolloutName, next)
-}
-
-// finish promotes the candidate, or the winner of an experiment. Once the route moves nothing interrupts it.
-func (r *rollout) finish(ctx workflow.Context) error {
-	version, err := r.promotable(ctx)
-	if err != nil || r.stop != "" {
-		return err
-	}
-	arms := registry.StableOnly(version)
-	previous := r.stable()
-	if r.in.Plan.WatchSeconds > 0 && r.in.Plan.Holdback > 0 && previous != 0 && previous != version {
-		arms = []registry.Arm{
-			{Version: version, Role: registry.Stable, Weight: registry.FullWeight - r.in.Plan.Holdback},
-			{Version: previous, Role: registry.Holdback, Weight: r.in.Plan.Holdback},
-		}
-	}
-	var hold *activities.HoldInput // the way back is warm from the first moment on; the watch takes it over
-	if r.in.Plan.WatchSeconds > 0 && previous != 0 && previous != version {
-		hold = &activities.HoldInput{
-			RunID: r.in.RunID + "-watch", Model: r.in.Model, Version: previous, For: time.Duration(r.in.Plan.WatchSeconds)*time.Second + holdSlack,
-		}
-	}
-	var ready []int
-	if previous == 0 { // else it was warm before it got any traffic
-		ready = []int{version}
-	}
-	last, cancel := workflow.NewDisconnectedContext(ctx)
-	defer cancel()
-	var traffic *activities.Traffic
-	for r.Touched = true; ; {
-		r.enter(ctx, phasePromote)
-		var done activities.ShiftResult
-		if err := workflow.ExecuteActivity(waiting(last), traffic.ShiftTraffic, activities.ShiftInput{
-			RunID: r.in.RunID, Step: "promote", Phase: phasePromote, Progress: 0.95, Model: r.in.Model, Expected: r.Revision,
-			Arms: arms, Salt: r.in.RunID, Actor: r.in.Actor, Reason: "promoted: " + r.in.Reason, Ready: ready, Gated: !r.in.Plan.Urgent, Hold: hold,
-		}).Get(last, &done); err != nil {
-			return err
-		}
-		if done.Gate.Opens.IsZero() {
-			r.Revision, r.Since = done.Revision, done.At
-			break
-		}
-		r.phase = phaseGate // until it opens people decide again
-		if err := r.awaitGate(ctx, done.Gate); err != nil || r.stop != "" {
-			return err
-		}
-	}
-	r.stop, r.message = registry.Promoted, fmt.Sprintf("version %d is the champion", version)
-	return r.startWatch(ctx, version, len(arms) > 1)
-}
-
-// promotable returns the version to promote, after the approval that the policy wants before it. It concludes a
-// roll-out that is not to promote.
-func (r *rollout) promotable(ctx workflow.Context) (int, error) {
-	plan, version := r.in.Plan, r.in.Candidate
-	if plan.Experiment != nil {
-		version = r.Winner
-	}
-	switch {
-	case plan.Experiment != nil && version == r.stable():
-		r.conclude(registry.Passed, r.Judgement.Reason)
-	case !plan.Promote && !r.Promote:
-		r.conclude(registry.Passed, r.Judgement.Reason)
-	case plan.ApproveBefore == beforePromotion:
-		return version, r.awaitApproval(ctx)
-	}
-	return version, nil
-}
-
-// startWatch starts the watch, which outlives the roll-out: its context is never cancelled, because that would cancel
-// the watch too.
-func (r *rollout) startWatch(ctx workflow.Context, version int, compared bool) error {
-	previous := r.stable()
-	if r.in.Plan.WatchSeconds == 0 || previous == 0 || previous == version {
-		return nil
-	}
-	ctx, _ = workflow.NewDisconnectedContext(ctx)
-	child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID: WatchID(r.in.Model, r.Revision), ParentClosePolicy: enums.PARENT_CLOSE_POLICY_ABANDON,
-		TypedSearchAttributes: Attributes(registry.KindWatch, r.in.Model, version, r.in.Actor, r.in.RunID+"-watch"),
-		StaticSummary:         fmt.Sprintf("watch %s version %d", r.in.Model, version),
-	})
-	in := WatchInput{
-		RunID: r.in.RunID + "-watch", Model: r.in.Model, Version: version, Previous: previous, Revision: r.Revision,
-		Since: r.Since, Seconds: r.in.Plan.WatchSeconds, Compared: compared, Judge: r.Start.Judge, Actor: r.in.Actor,
-	}
-	if err := workflow.ExecuteChildWorkflow(child, WatchName, in).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
-		return err
-	}
-	run := in.run()
-	r.watch = &run
-	return nil
 }
 
 // note marks the run and enters a phase.

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -64,8 +63,10 @@ func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, 
 		case <-g.stopping:
 			return status.Error(codes.Unavailable, "the server stops")
 		case <-w.wake:
-			if err := pause(stream.Context(), assignSpacing); err != nil { // what else changes meanwhile comes along
-				return err
+			select { // what else changes meanwhile comes along
+			case <-stream.Context().Done():
+				return stream.Context().Err()
+			case <-time.After(assignSpacing):
 			}
 		case <-ticker.C:
 			all = true
@@ -140,13 +141,4 @@ func encodeHeld(v registry.Version, c registry.ServingConfig, leased bool) (*att
 	return &attach.HeldVersion{
 		Model: v.Model, Version: int64(v.Number), Digest: v.Digest, Manifest: manifest, Signature: signature, Config: config, Leased: leased,
 	}, nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
