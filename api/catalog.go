@@ -225,7 +225,9 @@ func (s *Server) RegisterVersion(ctx context.Context, r RegisterVersionRequestOb
 	if err != nil {
 		return nil, err
 	}
-	s.start(ctx, run)
+	if err := s.start(ctx, run); err != nil {
+		return nil, err
+	}
 	dto := s.runDTO(run)
 	dto.Version = v.Number
 	return RegisterVersion202JSONResponse{accepted(dto)}, nil

@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
+	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
 
 	"github.com/orrery-ml/orrery/monitor"
@@ -78,6 +80,10 @@ func (s *Server) supersede(ctx context.Context, run registry.Run) (registry.Run,
 			WorkflowID: other.WorkflowID, UpdateName: workflows.SupersedeUpdate, WaitForStage: client.WorkflowUpdateStageCompleted,
 			Args: []any{workflows.Decision{Actor: run.Actor, Reason: "run " + run.ID}},
 		})
+		var missing *serviceerror.NotFound
+		if errors.As(err, &missing) && other.State == registry.RunPending {
+			err = s.endUnstarted(ctx, other, registry.Superseded, "superseded by run "+run.ID+" before it began")
+		}
 		if err != nil && ctx.Err() != nil {
 			return run, registry.Errorf(registry.Unavailable, "run %s does not answer, so it cannot be superseded: %w", other.ID, err)
 		}

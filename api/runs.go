@@ -67,19 +67,19 @@ func (s *Server) insertRun(ctx context.Context, run registry.Run) (registry.Run,
 	if err != nil {
 		return run, err
 	}
-	s.start(ctx, made)
-	return made, nil
+	return made, s.start(ctx, made)
 }
 
-// start starts a run's workflow unless it runs already.
-func (s *Server) start(ctx context.Context, run registry.Run) {
+// start starts a run's workflow unless it runs already. A run that Temporal refuses is ended, and the error says so; one
+// that is not started for another reason is left to the reconciler.
+func (s *Server) start(ctx context.Context, run registry.Run) error {
 	name, id, queue, in := workflowOf(run)
 	if name == "" {
-		return
+		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	starting, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, err := s.temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
+	_, err := s.temporal.ExecuteWorkflow(starting, client.StartWorkflowOptions{
 		ID: id, TaskQueue: queue, WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL,
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
 		WorkflowIDReusePolicy:                    enums.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
@@ -87,9 +87,15 @@ func (s *Server) start(ctx context.Context, run registry.Run) {
 		StaticSummary:                            fmt.Sprintf("%s %s version %d", run.Kind, run.Model, run.Version),
 		Memo:                                     map[string]any{"run": run.ID},
 	}, name, in)
-	if err != nil && !temporal.IsWorkflowExecutionAlreadyStartedError(err) {
+	var refused *serviceerror.InvalidArgument
+	switch {
+	case errors.As(err, &refused):
+		message := "Temporal refuses to start it: " + refused.Error()
+		return errors.Join(registry.Errorf(registry.Invalid, "run %s: %s", run.ID, message), s.reap(ctx, run, message))
+	case err != nil && !temporal.IsWorkflowExecutionAlreadyStartedError(err):
 		s.log.Warn("the workflow of a run is not started yet; the reconciler will", "run", run.ID, "error", err)
 	}
+	return nil
 }
 
 // ListRuns implements the API.
@@ -165,13 +171,29 @@ func (s *Server) DecideRun(ctx context.Context, r DecideRunRequestObject) (Decid
 		var phase string
 		err = handle.Get(ctx, &phase)
 	}
-	if err != nil {
+	var missing *serviceerror.NotFound
+	switch {
+	case errors.As(err, &missing) && r.Action == workflows.AbortUpdate && run.State == registry.RunPending:
+		message := "aborted by " + actor(ctx) + " before it began"
+		if reason := value(r.Body.Reason); reason != "" {
+			message += ": " + reason
+		}
+		if err := s.endUnstarted(ctx, run, registry.Aborted, message); err != nil {
+			return nil, err
+		}
+	case err != nil:
 		return nil, updateFault(ctx, err, run)
 	}
 	if run, err = s.store.Run(ctx, run.ID); err != nil {
 		return nil, err
 	}
 	return DecideRun200JSONResponse(s.runDTO(run)), nil
+}
+
+// endUnstarted ends a run whose workflow was never started.
+func (s *Server) endUnstarted(ctx context.Context, run registry.Run, outcome registry.Outcome, message string) error {
+	_, err := s.store.UpdateRun(ctx, registry.RunUpdate{ID: run.ID, State: registry.RunCancelled, Outcome: outcome, Message: &message})
+	return err
 }
 
 // updateFault tells a validator's refusal from a Temporal that is away.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/gin-gonic/gin/binding"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.temporal.io/api/enums/v1"
@@ -81,12 +82,17 @@ func New(c Config, p Parts, log *slog.Logger) *Server {
 	}
 }
 
-// maxBody bounds the body of a control request; blobs are streamed and have no bound but the disk.
-const maxBody = 4 << 20
+// maxBody bounds the body of a control request, and maxList one that carries a list; blobs are streamed and have no bound
+// but the disk.
+const (
+	maxBody = 64 << 10
+	maxList = 4 << 20
+)
 
 // Handler returns everything the server answers over HTTP.
 func (s *Server) Handler(metrics *prometheus.Registry) http.Handler {
 	gin.SetMode(gin.ReleaseMode)
+	binding.EnableDecoderDisallowUnknownFields = true // a misspelt field of a roll-out must not be left out
 	engine := gin.New()
 	engine.ContextWithFallback = true
 	engine.UseRawPath, engine.UnescapePathValues = true, true
@@ -136,8 +142,13 @@ func lingerAfterUpload(c *gin.Context) {
 
 // limitBody bounds control requests; uploads of blobs are bounded by their announced size.
 func limitBody(c *gin.Context) {
+	limit := int64(maxBody)
+	switch c.FullPath() {
+	case "/api/v1/models/:model/labels", "/api/v1/models/:model/feedback", "/api/v1/models/:model/versions":
+		limit = maxList
+	}
 	if !isUpload(c) {
-		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxBody)
+		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, limit)
 	}
 }
 

@@ -97,6 +97,7 @@ func (p RolloutPolicy) Validate() error {
 	} {
 		check(n >= 0 && (n <= maxDay || name == "bake_requests"), "%s %d: want 0 to a year", name, n)
 	}
+	check(p.MaxBakeSeconds == 0 || p.MaxBakeSeconds >= p.BakeSeconds, "max_bake_s %d: want at least bake_s, %d, or 0", p.MaxBakeSeconds, p.BakeSeconds)
 	check(p.HoldbackPercent >= 0 && p.HoldbackPercent <= 50, "holdback_percent %v: want 0 to 50", p.HoldbackPercent)
 	check(p.OnInconclusive == RollBackThen || p.OnInconclusive == HoldThen || p.OnInconclusive == ExtendThen,
 		"on_inconclusive %q: want rollback, hold or extend", p.OnInconclusive)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +11,8 @@ import (
 
 	"github.com/orrery-ml/orrery/api/client"
 	"github.com/orrery-ml/orrery/registry"
+	"github.com/orrery-ml/orrery/registry/store"
+	"github.com/orrery-ml/orrery/workflows"
 )
 
 func canary(version int, requests int64) client.NewRollout {
@@ -200,4 +204,50 @@ func TestRollout_OneAtATimeAndRolledBackWhenWorse(t *testing.T) {
 	evidence, err := decode[[]registry.Evidence](c.api(0).ListEvidence(t.Context(), run.Id))
 	require.NoError(t, err)
 	require.NotEmpty(t, evidence)
+}
+
+// A roll-out that cannot begin is refused, or ends; it never stays and keeps others out.
+func TestRollout_ThatCannotBegin(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 2)
+	c.allAtOnce("m")
+	for body, says := range map[string]string{
+		`{"version": 2, "holdback": 10}`:                                              `unknown field "holdback"`,
+		`{"version": 2, "bake_seconds": 10, "max_bake_seconds": 5}`:                   "max_bake_s 5: want at least bake_s, 10, or 0",
+		`{"version": 2, "reason": "` + strings.Repeat("because ", 50_000) + `"}`:      "the body is over 65536 bytes",
+		`{"version": 2, "strategy": "ab", "variants": [{"version": 2, "weight": 5}]}`: `unknown field "variants"`,
+	} {
+		_, err := decode[client.Run](c.api(0).StartRolloutWithBody(t.Context(), "m", nil, "application/json", strings.NewReader(body)))
+		require.ErrorContains(t, err, says)
+	}
+
+	s, err := store.Open(t.Context(), c.postgres.DSN("postgres"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	inserted := func(id, reason string) registry.Run {
+		input, err := json.Marshal(workflows.RolloutInput{RunID: id, Model: "m", Candidate: 2, Actor: "ann", Reason: reason})
+		require.NoError(t, err)
+		run, err := s.InsertRun(t.Context(), registry.Run{
+			ID: id, Kind: registry.KindRollout, Model: "m", Version: 2, WorkflowID: workflows.RolloutID("m"), Lock: workflows.RolloutID("m"), Input: input, Actor: "ann",
+		})
+		require.NoError(t, err)
+		return run
+	}
+	// The server died before it started the workflow, and nobody wants it any more.
+	run := inserted("never-started", "")
+	require.NoError(t, c.say(run.ID, "abort", client.Decision{Reason: new("too late")}))
+	ended := c.ended(run.ID)
+	require.Equal(t, string(registry.Aborted), ended.Outcome)
+	require.Contains(t, ended.Message, "before it began: too late")
+	// Temporal will not have it.
+	ended = c.ended(inserted("refused", strings.Repeat("because ", 500_000)).ID)
+	require.Equal(t, string(registry.RunFailed), ended.State)
+	require.Contains(t, ended.Message, "Temporal refuses to start it")
+	c.consistent(1)
+	inserted("superseded", "")
+	again := canary(2, 100_000)
+	again.OnConflict = new(client.NewRolloutOnConflict("supersede"))
+	require.NotEmpty(t, c.rollout("m", again).Id, "the model is not locked")
+	require.Equal(t, string(registry.Superseded), c.ended("superseded").Outcome)
 }
