@@ -57,6 +57,13 @@ func (a *Traffic) Preflight(ctx context.Context, in PreflightInput) (PreflightRe
 }
 
 func (a *Traffic) preflight(ctx context.Context, in PreflightInput) (PreflightResult, error) {
+	run, err := a.store.Run(ctx, in.RunID)
+	if err != nil {
+		return PreflightResult{}, err
+	}
+	if run.State.Ended() { // it was aborted while it was started
+		return PreflightResult{}, registry.Errorf(registry.Precondition, "run %s ended before it began: %s", run.ID, run.Message)
+	}
 	model, err := a.store.Model(ctx, in.Model)
 	if err != nil {
 		return PreflightResult{}, err
