@@ -225,9 +225,7 @@ func (s *Server) RegisterVersion(ctx context.Context, r RegisterVersionRequestOb
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(ctx, run); err != nil {
-		return nil, err
-	}
+	s.start(ctx, run)
 	dto := s.runDTO(run)
 	dto.Version = v.Number
 	return RegisterVersion202JSONResponse{accepted(dto)}, nil

@@ -72,10 +72,7 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 // startLate starts a run that who inserted it did not. If somebody aborted it at the same moment its workflow is
 // cancelled.
 func (s *Server) startLate(ctx context.Context, run registry.Run) error {
-	if err := s.start(ctx, run); err != nil {
-		s.log.Warn("start a run", "run", run.ID, "error", err)
-		return nil // it has ended
-	}
+	s.start(ctx, run)
 	run, err := s.store.Run(ctx, run.ID)
 	if err != nil || !run.State.Ended() {
 		return err

@@ -67,15 +67,20 @@ func (s *Server) insertRun(ctx context.Context, run registry.Run) (registry.Run,
 	if err != nil {
 		return run, err
 	}
-	return made, s.start(ctx, made)
+	s.start(ctx, made)
+	return made, nil
 }
 
-// start starts a run's workflow unless it runs already. A run that Temporal refuses is ended, and the error says so; one
-// that is not started for another reason is left to the reconciler.
-func (s *Server) start(ctx context.Context, run registry.Run) error {
+// refusedFor is how long Temporal may refuse to start a run before it is ended: search attributes that were just made
+// are not known everywhere yet.
+const refusedFor = 2 * time.Minute
+
+// start starts a run's workflow unless it runs already. One that is not started is left to the reconciler; if Temporal
+// refuses it the run says so, and after a while it ends.
+func (s *Server) start(ctx context.Context, run registry.Run) {
 	name, id, queue, in := workflowOf(run)
 	if name == "" {
-		return nil
+		return
 	}
 	starting, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -87,13 +92,26 @@ func (s *Server) start(ctx context.Context, run registry.Run) error {
 		StaticSummary:                            fmt.Sprintf("%s %s version %d", run.Kind, run.Model, run.Version),
 		Memo:                                     map[string]any{"run": run.ID},
 	}, name, in)
-	var refused *serviceerror.InvalidArgument
-	switch {
-	case errors.As(err, &refused):
-		message := "Temporal refuses to start it: " + refused.Error()
-		return errors.Join(registry.Errorf(registry.Invalid, "run %s: %s", run.ID, message), s.reap(ctx, run, message))
-	case err != nil && !temporal.IsWorkflowExecutionAlreadyStartedError(err):
+	if err != nil && !temporal.IsWorkflowExecutionAlreadyStartedError(err) {
 		s.log.Warn("the workflow of a run is not started yet; the reconciler will", "run", run.ID, "error", err)
+	}
+	if err := s.noteStart(ctx, run, err); err != nil {
+		s.log.Warn("note how the start of a run went", "run", run.ID, "error", err)
+	}
+}
+
+// noteStart lets a run say that Temporal refuses it, and no longer when it does not.
+func (s *Server) noteStart(ctx context.Context, run registry.Run, err error) error {
+	says := ""
+	if refused, ok := errors.AsType[*serviceerror.InvalidArgument](err); ok {
+		says = "Temporal refuses to start it: " + refused.Error()
+	}
+	switch {
+	case says != "" && time.Since(run.CreatedAt) > refusedFor:
+		return s.reap(ctx, run, says)
+	case says != run.Message:
+		_, err = s.store.UpdateRun(ctx, registry.RunUpdate{ID: run.ID, Message: &says})
+		return err
 	}
 	return nil
 }

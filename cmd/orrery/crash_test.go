@@ -1,6 +1,7 @@
 package main
 
 import (
+	"database/sql"
 	"encoding/json"
 	"os/exec"
 	"strings"
@@ -240,8 +241,14 @@ func TestRollout_ThatCannotBegin(t *testing.T) {
 	ended := c.ended(run.ID)
 	require.Equal(t, string(registry.Aborted), ended.Outcome)
 	require.Contains(t, ended.Message, "before it began: too late")
-	// Temporal will not have it.
-	ended = c.ended(inserted("refused", strings.Repeat("because ", 500_000)).ID)
+	// Temporal will not have it, and has not for a while.
+	run = inserted("refused", strings.Repeat("because ", 500_000))
+	db, err := sql.Open("pgx", c.postgres.DSN("postgres"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	_, err = db.ExecContext(t.Context(), "UPDATE runs SET created_at = created_at - 180000000 WHERE id = $1", run.ID)
+	require.NoError(t, err)
+	ended = c.ended(run.ID)
 	require.Equal(t, string(registry.RunFailed), ended.State)
 	require.Contains(t, ended.Message, "Temporal refuses to start it")
 	c.consistent(1)
