@@ -53,9 +53,7 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 				return last, err
 			}
 		case run.State == registry.RunPending && age > startGrace:
-			if err := s.startLate(ctx, run); err != nil {
-				return last, err
-			}
+			s.start(ctx, run)
 		case run.State != registry.RunPending && age > reapGrace && workflowID(run) != "":
 			begun = append(begun, run)
 		}
@@ -67,21 +65,6 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 		}
 	}
 	return last, s.reapOrphans(ctx)
-}
-
-// startLate starts a run that who inserted it did not. If somebody aborted it at the same moment its workflow is
-// cancelled.
-func (s *Server) startLate(ctx context.Context, run registry.Run) error {
-	s.start(ctx, run)
-	run, err := s.store.Run(ctx, run.ID)
-	if err != nil || !run.State.Ended() {
-		return err
-	}
-	var missing *serviceerror.NotFound
-	if err := s.temporal.CancelWorkflow(ctx, workflowID(run), ""); err != nil && !errors.As(err, &missing) {
-		return err
-	}
-	return nil
 }
 
 // openRuns lists all runs that have not ended.

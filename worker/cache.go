@@ -82,6 +82,7 @@ type entry struct {
 
 	// guarded by cache.mu
 	leaving  bool // it is cancelled
+	dropped  bool // nothing is left of it
 	state    registry.LoadState
 	fault    string
 	model    *engine.Model
@@ -305,9 +306,11 @@ func (c *cache) set(e *entry, s registry.LoadState, fault string) {
 // drop forgets an entry, and its files when no other entry needs them.
 func (c *cache) drop(e *entry) {
 	c.mu.Lock()
+	e.dropped = true
 	if c.entries[e.key] == e {
-		if c.entries[e.key] = e.next; e.next == nil {
-			delete(c.entries, e.key)
+		delete(c.entries, e.key)
+		if e.next != nil && !e.next.dropped {
+			c.entries[e.key] = e.next
 		}
 	}
 	shared := c.evicted[e.key] // it may be back soon

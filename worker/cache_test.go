@@ -361,3 +361,25 @@ func TestCache_ComesBackWhileItGoes(t *testing.T) {
 	}
 	require.FileExists(t, filepath.Join(b.cache.dir, h.digest, "model.onnx"))
 }
+
+// A version that goes while a newer config of it loads leaves nothing behind, whichever of the two is gone first.
+func TestCache_DropsBothConfigs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	h := b.version("m", 1, 0, nil)
+	for _, nextFirst := range []bool{true, false} {
+		e := &entry{held: h, next: &entry{held: h}}
+		b.cache.mu.Lock()
+		b.cache.entries[h.key] = e
+		b.cache.mu.Unlock()
+		if nextFirst {
+			b.cache.drop(e.next)
+			b.cache.drop(e)
+		} else {
+			b.cache.drop(e)
+			require.Len(t, b.cache.list(), 1, "the newer config takes its place")
+			b.cache.drop(e.next)
+		}
+		require.Empty(t, b.cache.list())
+	}
+}

@@ -35,9 +35,9 @@ func (g *Gateway) assign(stream attach.AttachService_AttachServer, w *attached, 
 	defer ticker.Stop()
 	told := assignment{}
 	for first, all := true, true; ; first = false {
-		models := g.fleet.rung(w)
+		models, rungAll := g.fleet.rung(w)
 		t := g.table.Load()
-		if all = all || models == nil; all {
+		if all = all || rungAll; all {
 			models = slices.Concat(slices.Collect(maps.Keys(t.models)), slices.Collect(maps.Keys(told)))
 		}
 		news := &attach.AttachResponse{Position: t.position}

@@ -159,20 +159,14 @@ func (f *fleet) ring(models ...string) {
 	}
 }
 
-// rung returns the models that a worker's stream should look at since it last did; nil when it is all of them.
-func (f *fleet) rung(w *attached) []string {
+// rung returns the models that a worker's stream should look at since it last did, and whether it is all of them.
+func (f *fleet) rung(w *attached) (models []string, all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	models := make([]string, 0, len(w.stale))
-	for name := range w.stale {
-		models = append(models, name)
-	}
-	if w.all {
-		models = nil
-	}
+	models, all = slices.Collect(maps.Keys(w.stale)), w.all
 	clear(w.stale)
 	w.all = false
-	return models
+	return models, all
 }
 
 // leftFor is how long a detached worker's connection stays at least: who picked the worker a moment ago still sends.

@@ -298,14 +298,17 @@ func TestFleet_RingsForModelsOrAll(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, w.conn.Close()) })
 	f.ring("a")
 	f.ring("b", "a")
-	require.ElementsMatch(t, []string{"a", "b"}, f.rung(w))
-	models := f.rung(w)
-	require.NotNil(t, models)
+	models, all := f.rung(w)
+	require.ElementsMatch(t, []string{"a", "b"}, models)
+	require.False(t, all)
+	models, _ = f.rung(w)
 	require.Empty(t, models, "once")
 	f.ring("a")
 	f.ring()
-	require.Nil(t, f.rung(w), "all of them")
-	require.NotNil(t, f.rung(w))
+	_, all = f.rung(w)
+	require.True(t, all)
+	_, all = f.rung(w)
+	require.False(t, all, "once")
 }
 
 func TestTable_AppliesEventsInOrderOnly(t *testing.T) {

@@ -51,7 +51,7 @@ func (j *journal) read() (*table, error) {
 		return e, whole
 	}
 	for e, whole := line(); whole; e, whole = line() {
-		if e.Number <= t.position { // the snapshot was written, and the process killed before it could empty the file
+		if e.Number <= t.position || !e.Type.Served() { // killed before the file was emptied; written by a later build
 			continue
 		}
 		if err := t.change(e); err != nil {

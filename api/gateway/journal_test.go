@@ -35,6 +35,15 @@ func after(t *testing.T, before *table, events ...registry.Event) *table {
 	return next
 }
 
+// newJournal returns a journal that keeps a table with a model in it.
+func newJournal(t *testing.T) (*journal, *table) {
+	t.Helper()
+	j := &journal{path: filepath.Join(t.TempDir(), "state", "route.json")}
+	now := after(t, newTable(registry.Snapshot{}), event(t, 1, registry.ModelCreated, registry.Model{Name: "m"}))
+	require.NoError(t, j.keep(now))
+	return j, now
+}
+
 // killed returns what a gateway finds that starts after one was killed: the journal is not closed.
 func killed(t *testing.T, j *journal) *table {
 	t.Helper()
@@ -45,12 +54,9 @@ func killed(t *testing.T, j *journal) *table {
 
 func TestJournal_KeepsEveryChangeAtOnce(t *testing.T) {
 	t.Parallel()
-	j := &journal{path: filepath.Join(t.TempDir(), "state", "route.json")}
-	_, err := j.read()
+	_, err := (&journal{path: filepath.Join(t.TempDir(), "route.json")}).read()
 	require.ErrorIs(t, err, fs.ErrNotExist)
-
-	now := after(t, newTable(registry.Snapshot{}), event(t, 3, registry.ModelCreated, registry.Model{Name: "m"}))
-	require.NoError(t, j.keep(now))
+	j, now := newJournal(t)
 	require.Equal(t, now, killed(t, j))
 	for _, e := range []registry.Event{onRoute(t, 5, 1), onRoute(t, 9, 2)} { // those between are not served
 		now = after(t, now, e)
@@ -58,9 +64,12 @@ func TestJournal_KeepsEveryChangeAtOnce(t *testing.T) {
 		require.Equal(t, now, killed(t, j))
 	}
 
+	require.NoError(t, j.add([]registry.Event{event(t, 10, "of.a.later.build", nil)}, now))
+	require.Equal(t, now, killed(t, j), "what is not known is not served")
+
 	stale, err := os.ReadFile(j.eventsPath())
 	require.NoError(t, err)
-	now = after(t, now, onRoute(t, 10, 3))
+	now = after(t, now, onRoute(t, 11, 3))
 	require.NoError(t, j.keep(now))
 	require.NoError(t, os.WriteFile(j.eventsPath(), stale, 0o600)) //nolint:gosec // the test's own file
 	require.Equal(t, now, killed(t, j), "killed after the snapshot, before the events were emptied")
@@ -68,9 +77,7 @@ func TestJournal_KeepsEveryChangeAtOnce(t *testing.T) {
 
 func TestJournal_LeavesOutWhatWasNotWrittenToItsEnd(t *testing.T) {
 	t.Parallel()
-	j := &journal{path: filepath.Join(t.TempDir(), "route.json")}
-	first := after(t, newTable(registry.Snapshot{}), event(t, 1, registry.ModelCreated, registry.Model{Name: "m"}))
-	require.NoError(t, j.keep(first))
+	j, first := newJournal(t)
 	second := after(t, first, onRoute(t, 2, 1))
 	require.NoError(t, j.add([]registry.Event{onRoute(t, 2, 1)}, second))
 	whole, err := os.ReadFile(j.eventsPath())
@@ -83,9 +90,7 @@ func TestJournal_LeavesOutWhatWasNotWrittenToItsEnd(t *testing.T) {
 
 func TestJournal_AFailedWriteIsMadeUpFor(t *testing.T) {
 	t.Parallel()
-	j := &journal{path: filepath.Join(t.TempDir(), "route.json")}
-	now := after(t, newTable(registry.Snapshot{}), event(t, 1, registry.ModelCreated, registry.Model{Name: "m"}))
-	require.NoError(t, j.keep(now))
+	j, now := newJournal(t)
 	require.NoError(t, j.events.Close()) // as a full disk would
 	lost := onRoute(t, 2, 1)
 	now = after(t, now, lost)
@@ -98,9 +103,7 @@ func TestJournal_AFailedWriteIsMadeUpFor(t *testing.T) {
 
 func TestJournal_StaysInProportion(t *testing.T) {
 	t.Parallel()
-	j := &journal{path: filepath.Join(t.TempDir(), "route.json")}
-	now := after(t, newTable(registry.Snapshot{}), event(t, 1, registry.ModelCreated, registry.Model{Name: "m"}))
-	require.NoError(t, j.keep(now))
+	j, now := newJournal(t)
 	largest := int64(0)
 	for number := int64(2); number < 12_000; number++ {
 		e := onRoute(t, number, 1)
