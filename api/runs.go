@@ -12,6 +12,7 @@ import (
 	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/temporal"
 
 	"github.com/orrery-ml/orrery/registry"
@@ -84,20 +85,42 @@ func (s *Server) start(ctx context.Context, run registry.Run) {
 	}
 	starting, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, err := s.temporal.ExecuteWorkflow(starting, client.StartWorkflowOptions{
+	options := client.StartWorkflowOptions{
 		ID: id, TaskQueue: queue, WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL,
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
 		WorkflowIDReusePolicy:                    enums.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 		TypedSearchAttributes:                    workflows.Attributes(run.Kind, run.Model, run.Version, run.Actor, run.ID),
 		StaticSummary:                            fmt.Sprintf("%s %s version %d", run.Kind, run.Model, run.Version),
-		Memo:                                     map[string]any{"run": run.ID},
-	}, name, in)
+		Memo:                                     map[string]any{runMemo: run.ID},
+	}
+	_, err := s.temporal.ExecuteWorkflow(starting, options, name, in)
+	for temporal.IsWorkflowExecutionAlreadyStartedError(err) && !s.runs(starting, id, run.ID) && starting.Err() == nil {
+		time.Sleep(startAgain) // the run before it has ended, and its workflow is about to
+		_, err = s.temporal.ExecuteWorkflow(starting, options, name, in)
+	}
 	if err != nil && !temporal.IsWorkflowExecutionAlreadyStartedError(err) {
 		s.log.Warn("the workflow of a run is not started yet; the reconciler will", "run", run.ID, "error", err)
 	}
 	if err := s.noteStart(ctx, run, err); err != nil {
 		s.log.Warn("note how the start of a run went", "run", run.ID, "error", err)
 	}
+}
+
+// runMemo is the field of a workflow's memo that says whose it is.
+const runMemo = "run"
+
+// startAgain is how long a start waits for the workflow of the run before.
+const startAgain = 5 * time.Millisecond
+
+// runs says whether the workflow with an id is a run's.
+func (s *Server) runs(ctx context.Context, workflow, run string) bool {
+	d, err := s.temporal.DescribeWorkflowExecution(ctx, workflow, "")
+	if err != nil {
+		return false
+	}
+	var whose string
+	err = converter.GetDefaultDataConverter().FromPayload(d.GetWorkflowExecutionInfo().GetMemo().GetFields()[runMemo], &whose)
+	return err == nil && whose == run
 }
 
 // noteStart lets a run say that Temporal refuses it, and no longer when it does not.

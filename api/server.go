@@ -6,7 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -208,10 +210,20 @@ func (s *Server) pingStore(ctx context.Context) error {
 	return err
 }
 
-// merge decodes the fields of raw over the value at into, refusing unknown ones.
+// merge decodes the fields of raw over the struct at into, refusing unknown ones. A map that raw names is replaced.
 func merge(name string, raw *json.RawMessage, into any) error {
 	if raw == nil {
 		return nil
+	}
+	var named map[string]json.RawMessage
+	if err := json.Unmarshal(*raw, &named); err != nil {
+		return registry.Errorf(registry.Invalid, "%s: %w", name, err)
+	}
+	for field, value := range reflect.ValueOf(into).Elem().Fields() {
+		key, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if _, ok := named[key]; ok && value.Kind() == reflect.Map {
+			value.SetZero() // the decoder would add to it
+		}
 	}
 	if err := strictJSON(*raw, into); err != nil {
 		return registry.Errorf(registry.Invalid, "%s: %w", name, err)

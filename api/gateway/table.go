@@ -106,11 +106,13 @@ func (t *table) changeModel(e registry.Event) error {
 	m := t.models[e.Model]
 	switch e.Type {
 	case registry.ModelCreated:
+		m.model = registry.Model{}
 		if err := json.Unmarshal(e.Data, &m.model); err != nil {
 			return err
 		}
 		m.route, m.aliases, m.versions = registry.Route{Model: e.Model}, map[string]int{}, map[int]registry.Version{}
 	case registry.ModelConfigured:
+		m.model = registry.Model{} // over the present one the decoder would add to maps, which other tables share
 		if err := json.Unmarshal(e.Data, &m.model); err != nil {
 			return err
 		}

@@ -282,10 +282,15 @@ func (c *cluster) route(model string) registry.Route {
 	return r
 }
 
-// consistent checks that traffic of model m is on one version and the champion is that version.
+// consistent is settled for model m.
 func (c *cluster) consistent(version int) {
 	c.t.Helper()
-	const model = "m"
+	c.settled("m", version)
+}
+
+// settled checks that traffic of a model is on one version and the champion is that version.
+func (c *cluster) settled(model string, version int) {
+	c.t.Helper()
 	r := c.route(model)
 	require.Len(c.t, r.Arms, 1, "no arm is left over: %+v", r)
 	require.Equal(c.t, version, r.StableVersion())
