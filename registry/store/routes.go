@@ -2,12 +2,12 @@ package store
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"time"
 
 	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
 
 	"github.com/orrery-ml/orrery/registry"
 )
@@ -120,17 +120,14 @@ func (t *tx) writeRoute(owner modelRow, current, next registry.Route, c registry
 		moves = append(moves, registry.AliasMove{Model: c.Model, Name: registry.Champion, From: from, To: to, At: t.now, Actor: c.Actor, Reason: c.Reason})
 	}
 	said := news{registry.Event{Type: registry.RouteChanged, Model: c.Model, Version: next.StableVersion(), Run: c.By, Actor: c.Actor}, next}
-	first, err := t.emitAll(append([]news{said}, newsOf(moves, c)...)...)
-	if err != nil {
-		return next, err
+	insert := func(db *gorm.DB, number func(int) any) *gorm.DB {
+		return db.Table(routeRow{}.TableName()).Create(routeColumns(next, number(0)))
 	}
-	next.Event = first
-	row := newRouteRow(next)
-	err = errors.Join(t.Create(&row).Error, t.Model(&owner).Update("route_revision", next.Revision).Error)
-	if err != nil {
-		return next, err
+	count := func(db *gorm.DB, _ func(int) any) *gorm.DB {
+		return db.Model(&owner).Update("route_revision", next.Revision)
 	}
-	return next, t.moveAliases(moves, first+1)
+	next.Event, err = t.emitAll(append([]news{said}, newsOf(moves, c)...), append([]statement{insert, count}, writeMoves(moves, 1)...)...)
+	return next, err
 }
 
 // aliasMoves returns the moves after which a model's aliases are where they are wanted, by name.
@@ -163,22 +160,23 @@ func newsOf(moves []registry.AliasMove, c registry.RouteChange) []news {
 	return out
 }
 
-// moveAliases makes the moves, whose events have numbers from first on.
-func (t *tx) moveAliases(moves []registry.AliasMove, first int64) error {
+// writeMoves makes the moves; the nth event is the first one's.
+func writeMoves(moves []registry.AliasMove, nth int) (out []statement) {
 	for i, m := range moves {
 		alias := aliasRow{Model: m.Model, Name: m.Name, Version: m.To, UpdatedAt: micros(m.At), Actor: m.Actor}
-		write := t.Save
-		if m.To == 0 {
-			write = func(row any) *gorm.DB { return t.Delete(row) }
-		}
-		log := aliasMoveRow{
-			Event: first + int64(i), Model: m.Model, Name: m.Name, FromVersion: m.From, ToVersion: m.To, At: micros(m.At), Actor: m.Actor, Reason: m.Reason,
-		}
-		if err := errors.Join(write(&alias).Error, t.Create(&log).Error); err != nil {
-			return err
-		}
+		out = append(out, func(db *gorm.DB, _ func(int) any) *gorm.DB {
+			if m.To == 0 {
+				return db.Delete(&alias)
+			}
+			return db.Clauses(clause.OnConflict{UpdateAll: true}).Create(&alias)
+		}, func(db *gorm.DB, number func(int) any) *gorm.DB {
+			return db.Table(aliasMoveRow{}.TableName()).Create(map[string]any{
+				"event": number(nth + i), "model": m.Model, "name": m.Name, "from_version": m.From, "to_version": m.To, "at": micros(m.At),
+				"actor": m.Actor, "reason": m.Reason,
+			})
+		})
 	}
-	return nil
+	return out
 }
 
 // Route implements registry.Routes.
@@ -264,11 +262,8 @@ func (s *Store) SetAlias(ctx context.Context, c registry.AliasChange) error {
 		if err != nil || len(moves) == 0 {
 			return err
 		}
-		first, err := t.emitAll(newsOf(moves, change)...)
-		if err != nil {
-			return err
-		}
-		return t.moveAliases(moves, first)
+		_, err = t.emitAll(newsOf(moves, change), writeMoves(moves, 0)...)
+		return err
 	})
 }
 

@@ -102,10 +102,11 @@ type routeRow struct {
 
 func (routeRow) TableName() string { return "routes" }
 
-func newRouteRow(r registry.Route) routeRow {
-	return routeRow{
-		Model: r.Model, Revision: r.Revision, Arms: encode(r.Arms), Owner: r.Owner, Salt: r.Salt, Event: r.Event,
-		ChangeID: r.ChangeID, Actor: r.Actor, Reason: r.Reason, At: micros(r.At),
+// routeColumns are the columns of a new route; its event's number may be SQL.
+func routeColumns(r registry.Route, event any) map[string]any {
+	return map[string]any{
+		"model": r.Model, "revision": r.Revision, "arms": encode(r.Arms), "owner": r.Owner, "salt": r.Salt, "event": event,
+		"change_id": r.ChangeID, "actor": r.Actor, "reason": r.Reason, "at": micros(r.At),
 	}
 }
 

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"time"
 
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
@@ -12,46 +13,68 @@ import (
 
 // InsertRun implements registry.Runs.
 func (s *Store) InsertRun(ctx context.Context, r registry.Run) (registry.Run, error) {
-	var made registry.Run
-	err := s.change(ctx, "insert run", func(t *tx) error {
-		var err error
-		made, err = t.insertRun(r)
-		return err
-	})
-	return made, err
+	for {
+		now := time.Now().UTC().Truncate(time.Microsecond)
+		row := newRunRow(r, now)
+		done, err := s.once(ctx, "insert run", now, row.insert, row.news())
+		if done || err != nil {
+			return row.run(), err
+		}
+		present, err := presentRun(s.read.WithContext(ctx), r)
+		if err != nil || present.ID != "" {
+			return present, fault("insert run", err)
+		}
+	}
 }
 
-func (t *tx) insertRun(r registry.Run) (registry.Run, error) {
+func newRunRow(r registry.Run, now time.Time) runRow {
 	row := runRow{
 		ID: r.ID, Kind: string(r.Kind), Model: r.Model, Version: r.Version, WorkflowID: r.WorkflowID, Parent: r.Parent,
-		State: string(registry.RunPending), Phase: r.Phase, Input: string(r.Input), Actor: r.Actor, CreatedAt: micros(t.now),
+		State: string(registry.RunPending), Phase: r.Phase, Input: string(r.Input), Actor: r.Actor, CreatedAt: micros(now),
 	}
 	if r.Lock != "" {
 		row.Lock = &r.Lock
 	}
-	create := t.Clauses(clause.OnConflict{DoNothing: true}).Create(&row)
-	if create.Error != nil {
-		return r, create.Error
-	}
-	if create.RowsAffected == 0 {
-		return t.presentRun(r)
-	}
-	made := row.run()
-	_, err := t.emit(registry.Event{Type: registry.RunChanged, Model: r.Model, Version: r.Version, Run: r.ID, Actor: r.Actor}, made)
-	return made, err
+	return row
 }
 
-// presentRun says why a run could not be inserted: it is there already, or another one holds its lock.
-func (t *tx) presentRun(r registry.Run) (registry.Run, error) {
+// insert does nothing when the run, or another one with its lock, is there.
+func (r runRow) insert(db *gorm.DB, _ func(int) any) *gorm.DB {
+	return db.Clauses(clause.OnConflict{DoNothing: true}).Create(&r)
+}
+
+// news says how the run is now.
+func (r runRow) news() news {
+	return news{registry.Event{Type: registry.RunChanged, Model: r.Model, Version: r.Version, Run: r.ID, Actor: r.Actor}, r.run()}
+}
+
+// insertRun is InsertRun as a part of a transaction.
+func (t *tx) insertRun(r registry.Run) (registry.Run, error) {
+	for {
+		row := newRunRow(r, t.now)
+		create := row.insert(t.DB, nil)
+		if create.Error != nil {
+			return r, create.Error
+		}
+		if create.RowsAffected > 0 {
+			_, err := t.emitAll([]news{row.news()})
+			return row.run(), err
+		}
+		if present, err := presentRun(t.DB, r); err != nil || present.ID != "" {
+			return present, err
+		}
+	}
+}
+
+// presentRun says why a run could not be inserted: it is there already, or another one holds its lock, a Conflict. It
+// returns the zero run when the holder ended at this moment.
+func presentRun(db *gorm.DB, r registry.Run) (registry.Run, error) {
 	var row runRow
-	if err := t.Where("id = ?", r.ID).Limit(1).Find(&row).Error; err != nil || row.ID != "" {
+	if err := db.Where("id = ?", r.ID).Limit(1).Find(&row).Error; err != nil || row.ID != "" {
 		return row.run(), err
 	}
-	if err := t.Where("lock = ?", r.Lock).Limit(1).Find(&row).Error; err != nil {
-		return r, err
-	}
-	if row.ID == "" { // its holder ended at this moment
-		return t.insertRun(r)
+	if err := db.Where("lock = ?", r.Lock).Limit(1).Find(&row).Error; err != nil || row.ID == "" {
+		return registry.Run{}, err
 	}
 	return row.run(), registry.Errorf(registry.Conflict, "%s of %s is under way already: run %s", r.Kind, r.Model, row.ID)
 }
@@ -91,35 +114,42 @@ func (s *Store) ListRuns(ctx context.Context, f registry.RunFilter) ([]registry.
 	return convert(rows, func(r runRow) (registry.Run, error) { return r.run(), nil })
 }
 
-// UpdateRun implements registry.Runs.
+// UpdateRun implements registry.Runs. What it read may have changed when it writes; then it reads again.
 func (s *Store) UpdateRun(ctx context.Context, u registry.RunUpdate) (registry.Run, error) {
-	var made registry.Run
-	err := s.change(ctx, "update run "+u.ID, func(t *tx) error {
-		var row runRow
-		err := t.Clauses(clause.Locking{Strength: "UPDATE"}).Where("id = ?", u.ID).Take(&row).Error
+	for {
+		var before runRow
+		err := s.read.WithContext(ctx).Where("id = ?", u.ID).Take(&before).Error
 		if errors.Is(err, gorm.ErrRecordNotFound) {
-			return registry.Errorf(registry.NotFound, "no run %q", u.ID)
+			return registry.Run{}, registry.Errorf(registry.NotFound, "no run %q", u.ID)
 		}
-		if err != nil || row.EndedAt != 0 {
-			made = row.run()
-			return err
+		if err != nil || before.EndedAt != 0 {
+			return before.run(), fault("read run", err)
 		}
-		before := row
-		applyUpdate(&row, u, micros(t.now))
-		made = row.run()
+		now := time.Now().UTC().Truncate(time.Microsecond)
+		row := before
+		applyUpdate(&row, u, micros(now))
 		if row == before {
-			return nil
+			return row.run(), nil
 		}
-		if err := t.Save(&row).Error; err != nil {
-			return err
+		var said []news
+		if row.State != before.State || row.Phase != before.Phase {
+			said = append(said, row.news())
 		}
-		if row.State == before.State && row.Phase == before.Phase {
-			return nil
+		done, err := s.once(ctx, "update run "+u.ID, now, func(db *gorm.DB, _ func(int) any) *gorm.DB {
+			return db.Model(&runRow{}).Where("id = ?", u.ID).Where(before.progress()).Updates(row.progress())
+		}, said...)
+		if done || err != nil {
+			return row.run(), err
 		}
-		_, err = t.emit(registry.Event{Type: registry.RunChanged, Model: row.Model, Version: row.Version, Run: row.ID, Actor: row.Actor}, made)
-		return err
-	})
-	return made, err
+	}
+}
+
+// progress are the columns that change while a run lives.
+func (r runRow) progress() map[string]any {
+	return map[string]any{
+		"state": r.State, "outcome": r.Outcome, "phase": r.Phase, "message": r.Message, "progress": r.Progress, "result": r.Result,
+		"lock": r.Lock, "started_at": r.StartedAt, "ended_at": r.EndedAt,
+	}
 }
 
 func applyUpdate(row *runRow, u registry.RunUpdate, now int64) {

@@ -341,6 +341,120 @@ func follow(ctx context.Context, t *testing.T, s *store.Store, position int64, w
 	}
 }
 
+// Everybody changes the same run, and takes the same lock, beside changes of a route: each change is said once, in its
+// order, and what is stored carries the numbers of its events.
+func TestStore_ConcurrentRunsAreToldAsTheyWere(t *testing.T) {
+	backends(t, func(t *testing.T, dsn string) {
+		const writers, each = 4, 12
+		first := open(t, dsn)
+		seed(t, first, "m", 2)
+		_, err := first.InsertRun(t.Context(), registry.Run{ID: "shared", Kind: registry.KindRollout, Model: "m"})
+		require.NoError(t, err)
+		begin, err := first.Snapshot(t.Context())
+		require.NoError(t, err)
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		var wrote sync.WaitGroup
+		for w := range writers {
+			s := open(t, dsn)
+			wrote.Go(func() {
+				for i := range each {
+					if err := storm(ctx, s, fmt.Sprintf("w%d-%d", w, i)); err != nil {
+						t.Errorf("writer %d: %v", w, err)
+						return
+					}
+				}
+			})
+		}
+		wrote.Wait()
+		events, err := first.Events(t.Context(), begin.Position, 100_000)
+		require.NoError(t, err)
+		phases, routes, moves := map[string]int{}, map[int64]int64{}, map[int64]int64{}
+		last := ""
+		for i, e := range events {
+			require.Equal(t, begin.Position+int64(i)+1, e.Number)
+			switch {
+			case e.Type == registry.RunChanged && e.Run == "shared":
+				var r registry.Run
+				require.NoError(t, json.Unmarshal(e.Data, &r))
+				phases[r.Phase]++
+				last = r.Phase
+			case e.Type == registry.RouteChanged:
+				var r registry.Route
+				require.NoError(t, json.Unmarshal(e.Data, &r))
+				routes[e.Number] = r.Revision
+			case e.Type == registry.AliasMoved:
+				moves[e.Number] = e.Number
+			}
+		}
+		require.Len(t, phases, writers*each)
+		for phase, n := range phases {
+			require.Equal(t, 1, n, phase)
+		}
+		run, err := first.Run(t.Context(), "shared")
+		require.NoError(t, err)
+		require.Equal(t, last, run.Phase)
+		requireNumbers(t, first, routes, moves)
+	})
+}
+
+// storm makes a change of each kind.
+func storm(ctx context.Context, s *store.Store, id string) error {
+	if _, err := s.UpdateRun(ctx, registry.RunUpdate{ID: "shared", State: registry.RunRunning, Phase: &id}); err != nil {
+		return err
+	}
+	for {
+		_, err := s.InsertRun(ctx, registry.Run{ID: id, Kind: registry.KindRollout, Model: "m", Lock: "one at a time"})
+		if err == nil {
+			break
+		}
+		if registry.CodeOf(err) != registry.Conflict {
+			return err
+		}
+	}
+	if _, err := setUntilDone(ctx, s, id); err != nil {
+		return err
+	}
+	return endOnce(ctx, s, id)
+}
+
+// endOnce ends a run while somebody notes that it runs.
+func endOnce(ctx context.Context, s *store.Store, id string) error {
+	noted := make(chan error, 1)
+	go func() {
+		_, err := s.UpdateRun(ctx, registry.RunUpdate{ID: id, State: registry.RunRunning, Phase: &id})
+		noted <- err
+	}()
+	_, err := s.UpdateRun(ctx, registry.RunUpdate{ID: id, State: registry.RunSucceeded})
+	if err := errors.Join(err, <-noted); err != nil {
+		return err
+	}
+	run, err := s.Run(ctx, id)
+	if err == nil && (run.State != registry.RunSucceeded || run.EndedAt.IsZero()) {
+		err = fmt.Errorf("run %s is %s after it had ended", id, run.State)
+	}
+	return err
+}
+
+// requireNumbers checks that routes and moves of aliases carry the numbers of the events that announced them.
+func requireNumbers(t *testing.T, s *store.Store, routes, moves map[int64]int64) {
+	t.Helper()
+	history, err := s.RouteHistory(t.Context(), "m", 1000)
+	require.NoError(t, err)
+	stored := map[int64]int64{}
+	for _, r := range history {
+		stored[r.Event] = r.Revision
+	}
+	require.Equal(t, routes, stored)
+	moved, err := s.AliasHistory(t.Context(), "m", "")
+	require.NoError(t, err)
+	stored = map[int64]int64{}
+	for _, m := range moved {
+		stored[m.Event] = m.Event
+	}
+	require.Equal(t, moves, stored)
+}
+
 // A gateway sleeps through what happens to runs, and wakes at once for a route.
 func TestStore_AwaitServed(t *testing.T) {
 	t.Parallel()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
@@ -42,74 +41,6 @@ func (s *Store) change(ctx context.Context, op string, f func(*tx) error) error 
 		s.ring(t.served)
 	}
 	return nil
-}
-
-// news is an event and what it says.
-type news struct {
-	registry.Event
-
-	data any
-}
-
-// emit takes the next event number, writes the event and returns the number. The counter's row stays locked until the
-// transaction ends, so f should do little after its first emit.
-func (t *tx) emit(e registry.Event, data any) (int64, error) {
-	return t.emitAll(news{e, data})
-}
-
-// emitAll is emit for several events at once; it returns the number of the first.
-func (t *tx) emitAll(list ...news) (first int64, err error) {
-	rows := make([]eventRow, len(list))
-	for i, e := range list {
-		rows[i] = eventRow{
-			At: micros(t.now), Type: string(e.Type), Model: e.Model, Version: e.Version, Run: e.Run, Actor: e.Actor, Data: encode(e.data),
-		}
-	}
-	served := slices.ContainsFunc(list, func(n news) bool { return n.Type.Served() })
-	if t.Name() == "postgres" {
-		first, err = t.announce(rows, served)
-	} else {
-		first, err = t.number(rows)
-	}
-	t.emitted, t.served = true, t.served || served
-	return first, err
-}
-
-// number gives events their numbers and writes them.
-func (t *tx) number(rows []eventRow) (first int64, err error) {
-	var last int64
-	take := t.Raw("UPDATE counters SET value = value + ? WHERE name = 'event' RETURNING value", len(rows))
-	if err := take.Row().Scan(&last); err != nil {
-		return 0, err
-	}
-	first = last - int64(len(rows)) + 1
-	for i := range rows {
-		rows[i].Number = first + int64(i)
-	}
-	return first, t.Create(&rows).Error
-}
-
-// announce is number in one statement, which also rings at the commit: once for all events of a transaction.
-func (t *tx) announce(rows []eventRow, served bool) (first int64, err error) {
-	args, values := []any{len(rows), len(rows)}, make([]string, len(rows))
-	for i, r := range rows {
-		values[i] = "(?::bigint, ?::bigint, ?, ?, ?::bigint, ?, ?, ?)"
-		args = append(args, i+1, r.At, r.Type, r.Model, r.Version, r.Run, r.Actor, r.Data)
-	}
-	ring := "''"
-	if !t.emitted || served && !t.served {
-		say := unserved
-		if served {
-			say = ""
-		}
-		ring = "pg_notify('" + channel + "', '" + say + "')::text"
-	}
-	err = t.Raw(`WITH taken AS (UPDATE counters SET value = value + ? WHERE name = 'event' RETURNING value - ? AS before),
-		written AS (INSERT INTO events (number, at, type, model, version, run, actor, data)
-			SELECT before + nth, e.at, e.type, e.model, e.version, e.run, e.actor, e.data
-			FROM taken, (VALUES `+strings.Join(values, ", ")+`) AS e (nth, at, type, model, version, run, actor, data))
-		SELECT before + 1, `+ring+` FROM taken`, args...).Row().Scan(&first, new(string))
-	return first, err
 }
 
 // lockModel reads a model's row and keeps others from changing it until the transaction ends.
