@@ -84,6 +84,7 @@ func (s *Store) AwaitServed(ctx context.Context, after int64) error {
 
 // await returns once an event above after exists, or the bell rang, which it may do for nothing.
 func (s *Store) await(ctx context.Context, after int64, b *bell) error {
+	s.hear()
 	ticker := time.NewTicker(s.poll)
 	defer ticker.Stop()
 	for {

@@ -39,6 +39,7 @@ type Store struct {
 	bell   *bell         // every event
 	served *bell         // events that change what gateways serve
 	poll   time.Duration // how long Await trusts the bell
+	hear   func()        // listens to other processes' bells, from the first Await on: each listener costs every change a little
 	states workerStates
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -90,20 +91,17 @@ func openSQLite(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{db: db, read: read, bell: newBell(), served: newBell(), poll: 15 * time.Millisecond, cancel: func() {}}, nil
+	return &Store{db: db, read: read, bell: newBell(), served: newBell(), poll: 15 * time.Millisecond, hear: func() {}, cancel: func() {}}, nil
 }
 
 func openPostgres(ctx context.Context, dsn string) (*Store, error) {
 	if _, err := pgx.ParseConfig(dsn); err != nil {
 		return nil, registry.Errorf(registry.Invalid, "registry address: %w", errors.New("not a PostgreSQL URL"))
 	}
-	pool, err := sql.Open("pgx", dsn)
+	pool, err := openPool(dsn)
 	if err != nil {
 		return nil, err
 	}
-	pool.SetMaxOpenConns(24)
-	pool.SetMaxIdleConns(8)
-	pool.SetConnMaxLifetime(time.Hour)
 	locker, err := lock.NewPostgresSessionLocker()
 	if err != nil {
 		return nil, errors.Join(err, pool.Close())
@@ -111,14 +109,31 @@ func openPostgres(ctx context.Context, dsn string) (*Store, error) {
 	if err := migrate(ctx, goose.DialectPostgres, pool, goose.WithSessionLocker(locker)); err != nil {
 		return nil, errors.Join(fault("migrate the registry", err), pool.Close())
 	}
+	s, _, err := overPool(ctx, pool, dsn)
+	return s, err
+}
+
+func openPool(dsn string) (*sql.DB, error) {
+	pool, err := sql.Open("pgx", dsn)
+	if err != nil {
+		return nil, err
+	}
+	pool.SetMaxOpenConns(24)
+	pool.SetMaxIdleConns(8)
+	pool.SetConnMaxLifetime(time.Hour)
+	return pool, nil
+}
+
+// overPool makes a store of a pool, which it closes on failure; what it starts ends with the context returned.
+func overPool(ctx context.Context, pool *sql.DB, dsn string) (*Store, context.Context, error) {
 	db, err := gormOver(postgres.New(postgres.Config{Conn: pool}))
 	if err != nil {
-		return nil, errors.Join(err, pool.Close())
+		return nil, nil, errors.Join(err, pool.Close())
 	}
-	listening, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Store{db: db, read: db, bell: newBell(), served: newBell(), poll: time.Second, cancel: cancel}
-	s.done.Go(func() { s.listen(listening, dsn) })
-	return s, nil
+	s.hear = sync.OnceFunc(func() { s.done.Go(func() { s.listen(background, dsn) }) })
+	return s, background, nil
 }
 
 func gormOver(d gorm.Dialector) (*gorm.DB, error) {
@@ -185,22 +200,19 @@ func OpenAnyway(ctx context.Context, dsn string, log *slog.Logger) (*Store, erro
 		return s, err
 	}
 	log.Warn("the registry's database is away; going on without it", "error", err)
-	pool, err := sql.Open("pgx", dsn)
+	pool, err := openPool(dsn)
 	if err != nil {
 		return nil, err
 	}
-	db, err := gormOver(postgres.New(postgres.Config{Conn: pool}))
+	s, background, err := overPool(ctx, pool, dsn)
 	if err != nil {
-		return nil, errors.Join(err, pool.Close())
+		return nil, err
 	}
-	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s = &Store{db: db, read: db, bell: newBell(), served: newBell(), poll: time.Second, cancel: cancel}
 	s.done.Go(func() {
 		for background.Err() == nil {
 			if late, err := Open(background, dsn); err == nil {
 				log.Info("the registry's database is back")
 				_ = late.Close() // it has migrated; s has connections of its own
-				s.listen(background, dsn)
 				return
 			}
 			select {
