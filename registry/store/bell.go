@@ -8,11 +8,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// channel is the LISTEN/NOTIFY channel of the doorbells.
-const channel = "orrery_events"
-
-// unserved is what a notification says when nothing that gateways serve has changed.
-const unserved = "unserved"
+// Channels of LISTEN and NOTIFY: what every event rings, and what those ring that change what gateways serve.
+const (
+	eventChannel  = "orrery_events"
+	servedChannel = "orrery_served"
+)
 
 // ring wakes those who wait for events, and gateways when what they serve changed.
 func (s *Store) ring(served bool) {
@@ -24,11 +24,17 @@ func (s *Store) ring(served bool) {
 
 // bell wakes everybody who waits when rung.
 type bell struct {
+	hear func() // begins to listen to other processes, from the first wait on: each listener costs every change a little
+
 	mu   sync.Mutex
 	next chan struct{}
 }
 
-func newBell() *bell { return &bell{next: make(chan struct{})} }
+func newBell(hear func(*bell)) *bell {
+	b := &bell{next: make(chan struct{})}
+	b.hear = sync.OnceFunc(func() { hear(b) })
+	return b
+}
 
 func (b *bell) ring() {
 	b.mu.Lock()
@@ -45,9 +51,9 @@ func (b *bell) wait() <-chan struct{} {
 
 // listen rings on every notification until ctx ends, and reconnects when the connection is lost. Bells are a
 // convenience: Await looks at the counter every s.poll anyway.
-func (s *Store) listen(ctx context.Context, dsn string) {
+func (b *bell) listen(ctx context.Context, dsn, channel string) {
 	for ctx.Err() == nil {
-		s.listenOnce(ctx, dsn)
+		b.listenOnce(ctx, dsn, channel)
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -55,7 +61,7 @@ func (s *Store) listen(ctx context.Context, dsn string) {
 	}
 }
 
-func (s *Store) listenOnce(ctx context.Context, dsn string) {
+func (b *bell) listenOnce(ctx context.Context, dsn, channel string) {
 	conn, err := pgx.Connect(ctx, dsn)
 	if err != nil {
 		return // the next try is a second away; Await polls meanwhile
@@ -64,13 +70,10 @@ func (s *Store) listenOnce(ctx context.Context, dsn string) {
 	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
 		return
 	}
-	s.ring(true)
-	for {
-		n, err := conn.WaitForNotification(ctx)
-		if err != nil {
+	for b.ring(); ; b.ring() {
+		if _, err := conn.WaitForNotification(ctx); err != nil {
 			return
 		}
-		s.ring(n.Payload != unserved)
 	}
 }
 
@@ -84,7 +87,7 @@ func (s *Store) AwaitServed(ctx context.Context, after int64) error {
 
 // await returns once an event above after exists, or the bell rang, which it may do for nothing.
 func (s *Store) await(ctx context.Context, after int64, b *bell) error {
-	s.hear()
+	b.hear()
 	ticker := time.NewTicker(s.poll)
 	defer ticker.Stop()
 	for {

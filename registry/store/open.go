@@ -39,7 +39,6 @@ type Store struct {
 	bell   *bell         // every event
 	served *bell         // events that change what gateways serve
 	poll   time.Duration // how long Await trusts the bell
-	hear   func()        // listens to other processes' bells, from the first Await on: each listener costs every change a little
 	states workerStates
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -91,7 +90,8 @@ func openSQLite(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{db: db, read: read, bell: newBell(), served: newBell(), poll: 15 * time.Millisecond, hear: func() {}, cancel: func() {}}, nil
+	deaf := func(*bell) {} // other processes are found by polling
+	return &Store{db: db, read: read, bell: newBell(deaf), served: newBell(deaf), poll: 15 * time.Millisecond, cancel: func() {}}, nil
 }
 
 func openPostgres(ctx context.Context, dsn string) (*Store, error) {
@@ -131,8 +131,11 @@ func overPool(ctx context.Context, pool *sql.DB, dsn string) (*Store, context.Co
 		return nil, nil, errors.Join(err, pool.Close())
 	}
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Store{db: db, read: db, bell: newBell(), served: newBell(), poll: time.Second, cancel: cancel}
-	s.hear = sync.OnceFunc(func() { s.done.Go(func() { s.listen(background, dsn) }) })
+	s := &Store{db: db, read: db, poll: time.Second, cancel: cancel}
+	on := func(channel string) *bell {
+		return newBell(func(b *bell) { s.done.Go(func() { b.listen(background, dsn, channel) }) })
+	}
+	s.bell, s.served = on(eventChannel), on(servedChannel)
 	return s, background, nil
 }
 

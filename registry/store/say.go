@@ -32,13 +32,12 @@ func (t *tx) emit(e registry.Event, data any) (int64, error) {
 }
 
 // emitAll is emit for several events, and statements, at once; it returns the number of the first event. On PostgreSQL
-// it is one turn, which also rings at the commit: once for all events of a transaction.
+// it is one turn, which also rings at the commit.
 func (t *tx) emitAll(list []news, also ...statement) (first int64, err error) {
 	rows, served := rowsOf(list, t.now)
 	if t.Name() == "postgres" {
 		var p parts
-		rings := !t.emitted || served && !t.served
-		p.announce(rows, served, rings, "")
+		p.announce(rows, served, "")
 		for _, s := range also {
 			p.add("also"+strconv.Itoa(len(p.text)), s(t.Session(&gorm.Session{DryRun: true}), numberLater))
 		}
@@ -90,7 +89,7 @@ func (s *Store) once(ctx context.Context, op string, now time.Time, change state
 	rows, served := rowsOf(list, now)
 	var p parts
 	p.add("done", change(db.Session(&gorm.Session{DryRun: true}), nil))
-	p.announce(rows, served, true, " AND EXISTS (SELECT FROM done)")
+	p.announce(rows, served, " AND EXISTS (SELECT FROM done)")
 	_, err := p.run(db)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
@@ -143,7 +142,7 @@ func (p *parts) arg(v any, kind string) string {
 }
 
 // announce numbers and writes events, if the condition holds.
-func (p *parts) announce(rows []eventRow, served, rings bool, condition string) {
+func (p *parts) announce(rows []eventRow, served bool, condition string) {
 	values := make([]string, len(rows))
 	for i, r := range rows {
 		values[i] = "(" + strings.Join([]string{
@@ -157,13 +156,9 @@ func (p *parts) announce(rows []eventRow, served, rings bool, condition string) 
 		`written AS (INSERT INTO events (number, at, type, model, version, run, actor, data)
 			SELECT before + nth, e.at, e.type, e.model, e.version, e.run, e.actor, e.data
 			FROM taken, (VALUES `+strings.Join(values, ", ")+`) AS e (nth, at, type, model, version, run, actor, data))`)
-	say := unserved
+	p.ring = "pg_notify('" + eventChannel + "', '')::text"
 	if served {
-		say = ""
-	}
-	p.ring = "''"
-	if rings {
-		p.ring = "pg_notify('" + channel + "', '" + say + "')::text"
+		p.ring += " || pg_notify('" + servedChannel + "', '')::text"
 	}
 }
 
