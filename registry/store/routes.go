@@ -20,7 +20,7 @@ func (s *Store) SetRoute(ctx context.Context, c registry.RouteChange) (registry.
 		if err != nil {
 			return err
 		}
-		current, done, err := t.routesOf(owner, c)
+		current, done, ready, err := t.routesOf(owner, c)
 		if err != nil || done.Revision > 0 {
 			made = done
 			return err
@@ -29,8 +29,10 @@ func (s *Store) SetRoute(ctx context.Context, c registry.RouteChange) (registry.
 		if err != nil {
 			return err
 		}
-		if err := t.checkArms(next, current, c.Aliases); err != nil {
-			return err
+		if !ready {
+			if err := t.checkArms(next, current, c.Aliases); err != nil {
+				return err
+			}
 		}
 		if c.Gated {
 			if err := owner.checkGate(t.now); err != nil {
@@ -61,29 +63,40 @@ func (r modelRow) checkGate(now time.Time) error {
 }
 
 // routesOf returns a model's current route, and the one that the change id made already; a route that is not there is
-// the zero route.
-func (t *tx) routesOf(owner modelRow, c registry.RouteChange) (current, done registry.Route, err error) {
-	var rows []routeRow
-	if err := t.Where("change_id = ? OR (model = ? AND revision = ?)", c.ChangeID, owner.Name, owner.RouteRevision).Find(&rows).Error; err != nil {
-		return current, done, err
+// the zero route. When ready all versions that the change names are known to be READY.
+func (t *tx) routesOf(owner modelRow, c registry.RouteChange) (current, done registry.Route, ready bool, err error) {
+	named := slices.Collect(maps.Values(c.Aliases))
+	for _, a := range c.Arms {
+		named = append(named, a.Version)
+	}
+	named = slices.Compact(slices.Sorted(slices.Values(named)))
+	var rows []struct {
+		Route routeRow `gorm:"embedded"`
+		Ready int
+	}
+	count := t.Model(&versionRow{}).Select("COUNT(*)").Where("model = ? AND number IN ? AND status = ?", owner.Name, named, string(registry.Ready))
+	query := t.Model(&routeRow{}).Select("routes.*, (?) AS ready", count)
+	if err := query.Where("change_id = ? OR (model = ? AND revision = ?)", c.ChangeID, owner.Name, owner.RouteRevision).Find(&rows).Error; err != nil {
+		return current, done, false, err
 	}
 	current.Model = owner.Name
 	for _, row := range rows {
-		route, err := row.route()
+		route, err := row.Route.route()
 		if err != nil {
-			return current, done, err
+			return current, done, false, err
 		}
-		if row.ChangeID == c.ChangeID {
+		if route.ChangeID == c.ChangeID {
 			done = route
 		}
-		if row.Model == owner.Name && row.Revision == owner.RouteRevision {
+		if route.Model == owner.Name && route.Revision == owner.RouteRevision {
 			current = route
 		}
+		ready = row.Ready == len(named)
 	}
 	if done.Revision > 0 && done.Model != c.Model {
-		return current, done, registry.Errorf(registry.Conflict, "change %s was made to model %s", c.ChangeID, done.Model)
+		return current, done, ready, registry.Errorf(registry.Conflict, "change %s was made to model %s", c.ChangeID, done.Model)
 	}
-	return current, done, nil
+	return current, done, ready, nil
 }
 
 // checkArms ends in NotFound or Precondition unless every version that is new in the route, or gets an alias, is READY.
