@@ -45,13 +45,12 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 		return last, err
 	}
 	var begun []registry.Run
+	var errs []error // of one run; the others go on
 	for _, run := range open {
 		age := time.Since(run.CreatedAt)
 		switch {
 		case run.State == registry.RunPending && run.Parent != "":
-			if err := s.reapIfOrphan(ctx, run); err != nil {
-				return last, err
-			}
+			errs = append(errs, s.reapIfOrphan(ctx, run))
 		case run.State == registry.RunPending && age > startGrace:
 			s.start(ctx, run)
 		case run.State != registry.RunPending && age > reapGrace && workflowID(run) != "":
@@ -60,11 +59,9 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 	}
 	begun, last = turn(begun, last, reapAtOnce)
 	for _, run := range begun {
-		if err := s.reapIfGone(ctx, run); err != nil {
-			return last, err
-		}
+		errs = append(errs, s.reapIfGone(ctx, run))
 	}
-	return last, s.reapOrphans(ctx)
+	return last, errors.Join(append(errs, s.reapOrphans(ctx))...)
 }
 
 // openRuns lists all runs that have not ended.
@@ -146,6 +143,7 @@ func (s *Server) reapOrphans(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, r := range routes {
 		run, err := s.store.Run(ctx, r.Owner)
 		if err != nil || !run.State.Ended() {
@@ -155,10 +153,13 @@ func (s *Server) reapOrphans(ctx context.Context) error {
 			ChangeID: r.Owner + "/reap", Model: r.Model, Expected: r.Revision, Arms: registry.StableOnly(r.StableVersion()),
 			Take: true, Actor: "reaper", Reason: "run " + r.Owner + " ended and left its arms: " + string(run.Outcome),
 		})
-		if err != nil && registry.CodeOf(err) != registry.Conflict {
-			return err
+		if err != nil {
+			if registry.CodeOf(err) != registry.Conflict {
+				errs = append(errs, err)
+			}
+			continue
 		}
 		s.log.Info("reverted the arms of a run that ended", "model", r.Model, "run", r.Owner)
 	}
-	return nil
+	return errors.Join(errs...)
 }

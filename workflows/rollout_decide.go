@@ -45,6 +45,7 @@ const (
 	phaseHeld     = "waiting for a decision"
 	phasePromote  = "promoting"
 	phaseOperator = "needs an operator"
+	phaseUndo     = "putting the route back"
 )
 
 // beforePromotion is the place of an approval; the other is before the start.

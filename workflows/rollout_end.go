@@ -72,6 +72,7 @@ func (r *rollout) undo(ctx workflow.Context) {
 			return
 		}
 		r.operator(ctx, activities.Reason(err))
+		r.enter(ctx, phaseUndo) // who releases it now says nothing new
 	}
 }
 

@@ -66,7 +66,7 @@ func newWorld() *world {
 	w.env.RegisterActivity(runs)
 	w.env.OnActivity(traffic.Preflight, mock.Anything, mock.Anything).Return(w.preflight)
 	w.env.OnActivity(traffic.ShiftTraffic, mock.Anything, mock.Anything).After(shiftTakes).Return(w.shift)
-	w.env.OnActivity(traffic.RestoreRoute, mock.Anything, mock.Anything).Return(w.undo)
+	w.env.OnActivity(traffic.RestoreRoute, mock.Anything, mock.Anything).After(noteTakes).Return(w.undo)
 	w.env.OnActivity(traffic.Bake, mock.Anything, mock.Anything).After(bakeTakes).Return(w.bake)
 	w.env.OnActivity(traffic.LookAtGate, mock.Anything, mock.Anything).Return(func(context.Context, string) (activities.Gate, error) { return w.closed(), nil })
 	w.env.OnActivity(traffic.Allocate, mock.Anything, mock.Anything).Return(w.allocate)
@@ -628,4 +628,29 @@ func TestRollout_MockedActivities_ABakeIsOneActivityASlice(t *testing.T) {
 	w.env.RegisterDelayedCallback(func() { w.verdicts[9] = monitor.Pass }, 24*time.Hour)
 	require.Equal(t, registry.Promoted, w.run(t).Outcome)
 	require.LessOrEqual(t, len(w.bakes), 25, "a day of bakes that report hourly")
+}
+
+// A route that cannot be put back waits for an operator, each time until it is released; while it is tried again there is
+// nothing to release.
+func TestRollout_WaitsForAnOperator(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	w.verdicts[9] = monitor.Rollback
+	w.restore = temporal.NewNonRetryableApplicationError("no model m", string(registry.NotFound), nil)
+	failed := 2*shiftTakes + bakeTakes + noteTakes
+	release := func(after time.Duration) *error { return w.say(workflows.ReleaseUpdate, after, workflows.Decision{}) }
+	early, first, again := release(failed-noteTakes/2), release(failed+time.Minute), release(failed+time.Minute+noteTakes/2)
+	w.env.RegisterDelayedCallback(func() { w.restore = nil }, failed+time.Hour)
+	last := release(failed + 2*time.Hour)
+	out := w.run(t)
+	require.Equal(t, registry.RolledBack, out.Outcome)
+	require.Len(t, w.restores, 3)
+	require.Equal(t, registry.StableOnly(1), w.route)
+	require.ErrorContains(t, *early, "nothing to release")
+	require.NoError(t, *first)
+	require.ErrorContains(t, *again, "nothing to release")
+	require.NoError(t, *last)
+	require.Len(t, w.notes, 2)
+	require.Equal(t, registry.RunNeedsOperator, w.notes[0].State)
+	require.Equal(t, "needs an operator: no model m", w.notes[0].Phase)
 }

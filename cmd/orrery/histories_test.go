@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +18,8 @@ import (
 	"go.temporal.io/api/workflow/v1"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
+
+	"github.com/orrery-ml/orrery/workflows"
 )
 
 // With the value "clusters" every test of a cluster records what happened in it.
@@ -92,6 +95,11 @@ func fetchHistory(t *testing.T, c client.Client, e *workflow.WorkflowExecutionIn
 		if input.Resume != nil {
 			name += "-resumed"
 		}
+	}
+	if slices.ContainsFunc(h.GetEvents(), func(e *history.HistoryEvent) bool {
+		return e.GetWorkflowExecutionUpdateAcceptedEventAttributes().GetAcceptedRequest().GetInput().GetName() == workflows.ReleaseUpdate
+	}) {
+		name += "-released"
 	}
 	return h, name + versionsOf(h)
 }
