@@ -136,7 +136,7 @@ func (s *Store) UpdateRun(ctx context.Context, u registry.RunUpdate) (registry.R
 			said = append(said, row.news())
 		}
 		done, err := s.once(ctx, "update run "+u.ID, now, func(db *gorm.DB, _ func(int) any) *gorm.DB {
-			return db.Model(&runRow{}).Where("id = ?", u.ID).Where(before.progress()).Updates(row.progress())
+			return db.Model(&runRow{}).Where("id = ?", u.ID).Where(before.mutable()).Updates(row.mutable())
 		}, said...)
 		if done || err != nil {
 			return row.run(), err
@@ -144,8 +144,8 @@ func (s *Store) UpdateRun(ctx context.Context, u registry.RunUpdate) (registry.R
 	}
 }
 
-// progress are the columns that change while a run lives.
-func (r runRow) progress() map[string]any {
+// mutable are the columns that change while a run lives.
+func (r runRow) mutable() map[string]any {
 	return map[string]any{
 		"state": r.State, "outcome": r.Outcome, "phase": r.Phase, "message": r.Message, "progress": r.Progress, "result": r.Result,
 		"lock": r.Lock, "started_at": r.StartedAt, "ended_at": r.EndedAt,

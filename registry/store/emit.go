@@ -21,12 +21,12 @@ type news struct {
 	data any
 }
 
-// statement changes rows. It may write the numbers of the events that say so: number returns the nth one's, as SQL where
-// it is not known yet.
+// statement changes rows. Beside emitAll it may write the numbers of the events that say so: number returns the nth
+// one's, as SQL where it is not known yet.
 type statement func(db *gorm.DB, number func(nth int) any) *gorm.DB
 
 // emit takes the next event number, writes the event and returns the number. The counter's row stays locked until the
-// transaction ends, so f should do little after its first emit.
+// transaction ends, so little should follow the first emit.
 func (t *tx) emit(e registry.Event, data any) (int64, error) {
 	return t.emitAll([]news{{e, data}})
 }
