@@ -3,6 +3,7 @@ package activities
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -165,21 +166,56 @@ func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error)
 	if err := a.awaitWarm(ctx, in.Model, in.Ready); err != nil { // first, for it gives gateways the time that they need
 		return ShiftResult{}, err
 	}
-	if err := a.awaitApplied(ctx, route.Event); err != nil {
+	if err := a.awaitApplied(ctx, route.Event, in.RunID, in.Phase); err != nil {
 		return ShiftResult{}, err
 	}
 	return ShiftResult{Revision: route.Revision, At: route.At}, nil
 }
 
-// awaitApplied returns once every gateway with a lease has applied the event.
-func (a *Traffic) awaitApplied(ctx context.Context, event int64) error {
+// tellAfter is how long a route may be on its way to the gateways before the run says for which it waits.
+const tellAfter = 2 * time.Second
+
+// awaitApplied returns once every gateway with a lease has applied the event. When that takes long the run in the phase
+// says for which it waits.
+func (a *Traffic) awaitApplied(ctx context.Context, event int64, run, phase string) error {
+	began, told := time.Now(), phase
+	tell := func(says string) {
+		if says != told && run != "" && phase != "" {
+			if _, err := a.store.UpdateRun(ctx, registry.RunUpdate{ID: run, Phase: &says}); err == nil {
+				told = says
+			}
+		}
+	}
 	return poll(ctx, func() (bool, error) {
 		leases, err := a.gateways.get(ctx)
 		if err != nil {
 			return false, err
 		}
-		return len(registry.Behind(leases, event)) == 0, nil
+		late := registry.Behind(leases, event)
+		switch {
+		case len(late) == 0:
+			tell(phase)
+		case time.Since(began) > tellAfter:
+			tell(phase + ", waiting for " + gatewayNames(late))
+		}
+		return len(late) == 0, nil
 	})
+}
+
+// gatewayNames names a few gateways.
+func gatewayNames(leases []registry.Lease) string {
+	const few = 3
+	out := "gateway "
+	for i, l := range leases {
+		switch {
+		case i == few:
+			return fmt.Sprintf("%s and %d more", out, len(leases)-few)
+		case i > 0:
+			out += ", "
+		}
+		out += l.Node
+	}
+	return out
 }
 
 // awaitWarm returns once the versions are warm.
@@ -256,27 +292,37 @@ type RestoreInput struct {
 	Arms     []registry.Arm `json:"arms"`
 	Actor    string         `json:"actor"`
 	Reason   string         `json:"reason"`
-	Revision int64          `json:"revision"` // our last
+	Revision int64          `json:"revision"`        // our last
+	Phase    string         `json:"phase,omitempty"` // of the run meanwhile
 }
 
 // RestoreRoute puts the arms back if the route is still the one the run made; otherwise it ends in Conflict and
 // touches nothing. A change whose acknowledgement was lost is found by its id.
 func (a *Traffic) RestoreRoute(ctx context.Context, in RestoreInput) (ShiftResult, error) {
+	noted := func() error { return nil }
+	if in.Phase != "" {
+		noted = a.noteRun(ctx, noteAfter, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase})
+	}
+	out, err := a.restore(ctx, in)
+	return out, Fault(errors.Join(err, noted()))
+}
+
+func (a *Traffic) restore(ctx context.Context, in RestoreInput) (ShiftResult, error) {
 	current, err := a.store.Route(ctx, in.Model)
 	if err != nil {
-		return ShiftResult{}, Fault(err)
+		return ShiftResult{}, err
 	}
 	change := in.RunID + "/" + in.Step
 	if current.Revision != in.Revision && !strings.HasPrefix(current.ChangeID, in.RunID+"/") {
-		return ShiftResult{}, Fault(registry.Errorf(registry.Conflict, "the route of %s was changed by %s: %s", in.Model, current.Actor, current.Reason))
+		return ShiftResult{}, registry.Errorf(registry.Conflict, "the route of %s was changed by %s: %s", in.Model, current.Actor, current.Reason)
 	}
 	route, err := a.store.SetRoute(ctx, registry.RouteChange{
 		ChangeID: change, Model: in.Model, Expected: current.Revision, Arms: in.Arms, By: in.RunID, Actor: in.Actor, Reason: in.Reason,
 	})
 	if err != nil {
-		return ShiftResult{}, Fault(err)
+		return ShiftResult{}, err
 	}
-	return ShiftResult{Revision: route.Revision, At: route.At}, Fault(a.awaitApplied(ctx, route.Event))
+	return ShiftResult{Revision: route.Revision, At: route.At}, a.awaitApplied(ctx, route.Event, in.RunID, in.Phase)
 }
 
 // HoldInput holds a version for a run, or lets it go.

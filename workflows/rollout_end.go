@@ -58,7 +58,7 @@ func (r *rollout) undo(ctx workflow.Context) {
 		var done activities.ShiftResult
 		err := workflow.ExecuteActivity(waiting(ctx), traffic.RestoreRoute, activities.RestoreInput{
 			RunID: r.in.RunID, Step: "undo", Model: r.in.Model, Arms: r.Start.Back(),
-			Revision: r.Revision, Actor: r.in.Actor, Reason: r.message,
+			Revision: r.Revision, Actor: r.in.Actor, Reason: r.message, Phase: phaseUndo,
 		}).Get(ctx, &done)
 		switch {
 		case err == nil:

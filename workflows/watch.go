@@ -125,7 +125,7 @@ func watchBack(ctx workflow.Context, in WatchInput, why string) (WatchResult, re
 	var traffic *activities.Traffic
 	err := workflow.ExecuteActivity(waiting(ctx), traffic.RestoreRoute, activities.RestoreInput{
 		RunID: in.RunID, Step: "undo", Model: in.Model, Arms: registry.StableOnly(in.Previous), Revision: in.Revision,
-		Actor: "watch", Reason: why,
+		Actor: "watch", Reason: why, Phase: phaseUndo,
 	}).Get(ctx, nil)
 	if activities.CodeOf(err) == registry.Conflict && err != nil {
 		return WatchResult{Outcome: registry.Superseded, Message: activities.Reason(err)}, registry.RunCancelled, nil

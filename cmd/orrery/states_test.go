@@ -257,12 +257,18 @@ func TestRollout_MovingStatesHaveAWayOut(t *testing.T) {
 		}()
 	}
 	for _, r := range all {
+		taken := r.event == "rollback" && outcomes[r.model] == registry.Superseded // it has nothing to put back
+		if taken || r.event == "terminate" {
+			continue
+		}
+		phase := "putting the route back"
+		if r.state == "promoting" {
+			phase = r.state
+		}
+		c.phase(r.run.Id, phase+", waiting for gateway "+slow)
 		run, err := decode[client.Run](c.api(0).GetRun(t.Context(), r.run.Id))
 		require.NoError(t, err)
-		taken := r.event == "rollback" && outcomes[r.model] == registry.Superseded // it has nothing to put back
-		if !taken && r.event != "terminate" {
-			require.Nil(t, run.EndedAt, "%s is %s: it waits for the gateway", r.model, run.State)
-		}
+		require.Nil(t, run.EndedAt, "%s is %s", r.model, run.State)
 	}
 	require.NoError(t, s.DropLease(t.Context(), slow))
 	for _, r := range all {
