@@ -19,7 +19,7 @@ import (
 	"github.com/orrery-ml/orrery/registry"
 )
 
-const turns = 30 // of a measurement that is repeated
+const turns = 90 // of a measurement that is repeated
 
 // atOnce is a promotion without a bake.
 func atOnce(version int) client.NewRollout {
@@ -166,7 +166,7 @@ func routeChange(ctx context.Context, p *platform, r *report) error {
 		})
 	}
 	var took []time.Duration
-	for i := range 10 * turns {
+	for i := range 300 {
 		began := time.Now()
 		route, err := decode[registry.Route](p.apis[0].SetRoute(ctx, "route", client.RouteChange{Version: 2 - i%2, Reason: "bench"}))
 		if err != nil {
