@@ -18,7 +18,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/workflowservice/v1"
-	temporal "go.temporal.io/sdk/client"
 
 	"github.com/orrery-ml/orrery/api/client"
 	"github.com/orrery-ml/orrery/internal/testenv"
@@ -261,10 +260,7 @@ func TestRollout_ContinuesAsNew(t *testing.T) {
 // executions lists how the executions of a workflow id ended.
 func (c *cluster) executions(id string) (out []enums.WorkflowExecutionStatus) {
 	c.t.Helper()
-	dialed, err := temporal.Dial(temporal.Options{HostPort: c.temporal.Address})
-	require.NoError(c.t, err)
-	defer dialed.Close()
-	list, err := dialed.ListWorkflow(c.t.Context(), &workflowservice.ListWorkflowExecutionsRequest{Query: fmt.Sprintf("WorkflowId = %q", id)})
+	list, err := c.engine().ListWorkflow(c.t.Context(), &workflowservice.ListWorkflowExecutionsRequest{Query: fmt.Sprintf("WorkflowId = %q", id)})
 	require.NoError(c.t, err)
 	for _, e := range list.GetExecutions() {
 		out = append(out, e.GetStatus())

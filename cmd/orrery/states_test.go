@@ -33,9 +33,7 @@ type resting struct {
 func TestRollout_EveryStateHasAWayOut(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
-	engine, err := temporal.Dial(temporal.Options{HostPort: c.temporal.Address, Logger: quietLog{}})
-	require.NoError(t, err)
-	t.Cleanup(engine.Close)
+	engine := c.engine()
 	allAtOnce := func(r *client.NewRollout) { r.Strategy, r.Steps = new(client.NewRolloutStrategy("all_at_once")), nil }
 	states := []resting{
 		{name: "approval", request: func(r *client.NewRollout) { r.RequireApproval = new(true) }, phase: "waiting for approval"},
@@ -144,9 +142,7 @@ type moving struct {
 func TestRollout_MovingStatesHaveAWayOut(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
-	engine, err := temporal.Dial(temporal.Options{HostPort: c.temporal.Address, Logger: quietLog{}})
-	require.NoError(t, err)
-	t.Cleanup(engine.Close)
+	engine := c.engine()
 	s, err := store.Open(t.Context(), c.postgres.DSN("postgres"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
@@ -293,9 +289,7 @@ func TestRollout_MovingStatesHaveAWayOut(t *testing.T) {
 func TestRollout_NeedsOperatorHasAWayOut(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 1)
-	engine, err := temporal.Dial(temporal.Options{HostPort: c.temporal.Address, Logger: quietLog{}})
-	require.NoError(t, err)
-	t.Cleanup(engine.Close)
+	engine := c.engine()
 	db, err := sql.Open("pgx", c.postgres.DSN("postgres"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
@@ -388,4 +382,13 @@ func (c *cluster) state(id string, state registry.RunState) {
 		run, err := decode[client.Run](c.api(0).GetRun(c.t.Context(), id))
 		return err == nil && run.State == string(state)
 	}, 150*time.Second, 20*time.Millisecond, "run %s never was %s", id, state)
+}
+
+// engine returns a client of Temporal.
+func (c *cluster) engine() temporal.Client {
+	c.t.Helper()
+	engine, err := temporal.Dial(temporal.Options{HostPort: c.temporal.Address, Logger: quietLog{}})
+	require.NoError(c.t, err)
+	c.t.Cleanup(engine.Close)
+	return engine
 }
