@@ -175,47 +175,39 @@ func (a *Traffic) shift(ctx context.Context, in ShiftInput) (ShiftResult, error)
 // tellAfter is how long a route may be on its way to the gateways before the run says for which it waits.
 const tellAfter = 2 * time.Second
 
-// awaitApplied returns once every gateway with a lease has applied the event. When that takes long the run in the phase
-// says for which it waits.
+// awaitApplied returns once every gateway with a lease has applied the event. When that takes long the run, which is in
+// the phase, says for which it waits.
 func (a *Traffic) awaitApplied(ctx context.Context, event int64, run, phase string) error {
 	began, told := time.Now(), phase
-	tell := func(says string) {
-		if says != told && run != "" && phase != "" {
-			if _, err := a.store.UpdateRun(ctx, registry.RunUpdate{ID: run, Phase: &says}); err == nil {
-				told = says
-			}
-		}
-	}
 	return poll(ctx, func() (bool, error) {
 		leases, err := a.gateways.get(ctx)
 		if err != nil {
 			return false, err
 		}
-		late := registry.Behind(leases, event)
-		switch {
-		case len(late) == 0:
-			tell(phase)
-		case time.Since(began) > tellAfter:
-			tell(phase + ", waiting for " + gatewayNames(late))
+		late, says := registry.Behind(leases, event), phase
+		if len(late) > 0 && time.Since(began) > tellAfter {
+			says += ", waiting for gateway " + nodes(late)
+		}
+		if says != told {
+			if _, err := a.store.UpdateRun(ctx, registry.RunUpdate{ID: run, Phase: &says}); err == nil {
+				told = says
+			}
 		}
 		return len(late) == 0, nil
 	})
 }
 
-// gatewayNames names a few gateways.
-func gatewayNames(leases []registry.Lease) string {
+// nodes names where leases are held, a few of them.
+func nodes(leases []registry.Lease) string {
 	const few = 3
-	out := "gateway "
-	for i, l := range leases {
-		switch {
-		case i == few:
-			return fmt.Sprintf("%s and %d more", out, len(leases)-few)
-		case i > 0:
-			out += ", "
-		}
-		out += l.Node
+	var names []string
+	for _, l := range leases[:min(few, len(leases))] {
+		names = append(names, l.Node)
 	}
-	return out
+	if more := len(leases) - few; more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, ", ")
 }
 
 // awaitWarm returns once the versions are warm.
@@ -292,17 +284,14 @@ type RestoreInput struct {
 	Arms     []registry.Arm `json:"arms"`
 	Actor    string         `json:"actor"`
 	Reason   string         `json:"reason"`
-	Revision int64          `json:"revision"`        // our last
-	Phase    string         `json:"phase,omitempty"` // of the run meanwhile
+	Revision int64          `json:"revision"` // our last
+	Phase    string         `json:"phase"`    // of the run meanwhile
 }
 
 // RestoreRoute puts the arms back if the route is still the one the run made; otherwise it ends in Conflict and
 // touches nothing. A change whose acknowledgement was lost is found by its id.
 func (a *Traffic) RestoreRoute(ctx context.Context, in RestoreInput) (ShiftResult, error) {
-	noted := func() error { return nil }
-	if in.Phase != "" {
-		noted = a.noteRun(ctx, noteAfter, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase})
-	}
+	noted := a.noteRun(ctx, noteAfter, registry.RunUpdate{ID: in.RunID, State: registry.RunRunning, Phase: &in.Phase})
 	out, err := a.restore(ctx, in)
 	return out, Fault(errors.Join(err, noted()))
 }

@@ -17,6 +17,7 @@ const (
 	reconcileEvery = 2 * time.Second
 	startGrace     = 10 * time.Second // a PENDING run this old was not started by who inserted it
 	reapAtOnce     = 50               // workflows looked up in one turn; with more open runs each waits its turn
+	lookLimit      = 5 * time.Second  // of a turn's dealings with Temporal, which may be away
 	reapGrace      = 5 * time.Second  // a run this old whose workflow is gone will not write its end any more
 )
 
@@ -44,6 +45,8 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 	if err != nil {
 		return last, err
 	}
+	looking, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
 	var begun []registry.Run
 	var errs []error // of one run; the others go on
 	for _, run := range open {
@@ -52,14 +55,14 @@ func (s *Server) reconcileOnce(ctx context.Context, last string) (string, error)
 		case run.State == registry.RunPending && run.Parent != "":
 			errs = append(errs, s.reapIfOrphan(ctx, run))
 		case run.State == registry.RunPending && age > startGrace:
-			s.start(ctx, run)
+			s.start(looking, run)
 		case run.State != registry.RunPending && age > reapGrace && workflowID(run) != "":
 			begun = append(begun, run)
 		}
 	}
 	begun, last = turn(begun, last, reapAtOnce)
-	for _, run := range begun {
-		errs = append(errs, s.reapIfGone(ctx, run))
+	for i := 0; i < len(begun) && looking.Err() == nil; i++ {
+		errs = append(errs, s.reapIfGone(looking, begun[i]))
 	}
 	return last, errors.Join(append(errs, s.reapOrphans(ctx))...)
 }

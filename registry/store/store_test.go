@@ -485,6 +485,7 @@ func TestStore_AwaitServed(t *testing.T) {
 	require.Eventually(t, func() bool { return rings(other.AwaitServed, 2*time.Second, moveRoute) }, 30*time.Second, time.Millisecond)
 	for rings(other.AwaitServed, 500*time.Millisecond, func() {}) { // a listener rings when it connects
 	}
+	require.True(t, rings(other.AwaitServed, 20*time.Second, moveRoute))
 	require.False(t, rings(other.AwaitServed, 500*time.Millisecond, addRun))
 	require.Eventually(t, func() bool { return rings(other.Await, 2*time.Second, addRun) }, 30*time.Second, time.Millisecond)
 }
