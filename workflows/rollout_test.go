@@ -632,7 +632,7 @@ func TestRollout_MockedActivities_ABakeIsOneActivityASlice(t *testing.T) {
 
 // A route that cannot be put back waits for an operator, each time until it is released; while it is tried again there is
 // nothing to release.
-func TestRollout_WaitsForAnOperator(t *testing.T) {
+func TestRollout_MockedActivities_WaitsForAnOperator(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	w.verdicts[9] = monitor.Rollback

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -151,6 +152,31 @@ func TestRollout_AnExperimentPromotesTheVariantThatFeedbackShows(t *testing.T) {
 	require.NoError(t, json.Unmarshal(*ended.Result, &result))
 	require.Equal(t, 3, result.Judgement.Winner)
 	require.Positive(t, result.Judgement.Metric[1].Lower)
+}
+
+// Steps of one size, each of which waits for its requests, until the candidate has everything.
+func TestRollout_LinearRaisesTheWeight(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 1)
+	c.model("m", 2)
+	c.allAtOnce("m")
+	traffic := c.load(2)
+	s, none, requests, percent := client.NewRolloutStrategy("linear"), int64(0), int64(300), float32(40)
+	ended := c.ended(c.rollout("m", client.NewRollout{
+		Version: new(2), Strategy: &s, StepPercent: &percent, BakeSeconds: &none, BakeRequests: &requests, WatchSeconds: &none,
+	}).Id)
+	require.Equal(t, string(registry.Promoted), ended.Outcome, ended.Message)
+	c.consistent(2)
+	traffic.check(0)
+	routes, err := decode[[]registry.Route](c.api(0).ListRoutes(t.Context(), "m"))
+	require.NoError(t, err)
+	var weights []int
+	for _, r := range slices.Backward(routes) {
+		if arm, there := r.Arm(2); there {
+			weights = append(weights, arm.Weight)
+		}
+	}
+	require.Equal(t, []int{0, 4000, 8000, registry.FullWeight}, weights)
 }
 
 // A policy's rules bind every roll-out: who approves, and when traffic may move.
