@@ -113,6 +113,9 @@ func (d *devRun) children(ctx context.Context) ([]supervisor.Child, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := toolpath.OnnxRuntime(d.p.getenv("ORRERY_ONNXRUNTIME_LIB")); err != nil { // its workers would start again for ever
+		return nil, err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err

@@ -304,6 +304,11 @@ func TestAPI_IdempotencyKey(t *testing.T) {
 func TestDev_StartsStopsAndStartsAgain(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
+	without := exec.CommandContext(t.Context(), binary, "dev", "--dir", filepath.Join(dir, "without"))
+	without.Dir, without.Env = "../..", append(os.Environ(), "ORRERY_ONNXRUNTIME_LIB=/nowhere")
+	said, err := without.CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(said), "/nowhere")
 	for round := range 2 {
 		dev := exec.Command(binary, "dev", "--dir", filepath.Join(dir, ".orrery"), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0") //nolint:noctx // interrupted below
 		dev.Dir = "../.."                                                                                                            // where .tools is
